@@ -1,0 +1,1 @@
+"""The Ray jobs: the only package that imports ray."""

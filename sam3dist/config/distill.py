@@ -1,0 +1,217 @@
+"""Everything one distillation run can be told, with ranges and the reason for each default.
+
+The classes are frozen: a changed configuration is a new one (`with_overrides`). Their attributes are all the
+library reads, so on a machine without pydantic any object with the same attributes serves
+(`sam3dist.config.plain`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, and a key nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TeacherConfig(Settings):
+    """Which teacher, and in which precision it answers."""
+
+    source: str = "embedded"
+    """"embedded" (ships with the package), a Hugging Face id, a local directory, or Meta's sam3.pt."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the device computes it fast, else fp32."""
+
+
+class StudentSpec(Settings):
+    """The student's shape. None keeps what the teacher has, so an empty spec is a copy of the teacher."""
+
+    image_size: int | None = Field(None, ge=28, le=2048)
+    """Side of the square input in pixels; a multiple of the patch size."""
+    vision_width: int | None = Field(None, ge=8, le=4096)
+    """Channels of the vision transformer."""
+    vision_depth: int | None = Field(None, ge=1, le=128)
+    """Layers of the vision transformer."""
+    vision_heads: int | None = Field(None, ge=1, le=64)
+    """Attention heads; None keeps the teacher's channels per head."""
+    vision_mlp: int | None = Field(None, ge=8)
+    """Hidden channels of each vision MLP; None keeps the teacher's ratio to the width."""
+    detr_width: int | None = Field(None, ge=8, le=1024)
+    """Channels of the neck, the DETR encoder and decoder, and the mask decoder."""
+    detr_mlp: int | None = Field(None, ge=8)
+    """Hidden channels of each DETR MLP; None keeps the teacher's ratio to the width."""
+    encoder_layers: int | None = Field(None, ge=1, le=24)
+    decoder_layers: int | None = Field(None, ge=1, le=24)
+    num_queries: int | None = Field(None, ge=1, le=900)
+    """Most instances a phrase can have."""
+    text_width: int | None = Field(None, ge=8, le=4096)
+    text_depth: int | None = Field(None, ge=1, le=48)
+    init: Literal["teacher", "random"] = "teacher"
+    """teacher: copy every weight that fits, evenly chosen layers, leading channels; random: start from nothing."""
+
+
+class DataConfig(Settings):
+    """Which shards, and how many images and phrases a step sees."""
+
+    train: str | None = None
+    """Directory of training shards (`sam3dist prepare`); None uses the generated scenes."""
+    val: str | None = None
+    """Directory of validation shards; None uses the generated scenes."""
+    images_per_batch: int = Field(8, ge=1, le=1024)
+    """Images per worker and step."""
+    prompts_per_image: int = Field(4, ge=1, le=256)
+    """Phrases drawn per image and step; the vision encoder runs once per image whatever this is."""
+    negative_share: float = Field(0.33, ge=0, le=1)
+    """Wanted share of phrases that name nothing in their image, as far as the image has any."""
+    horizontal_flip: bool = False
+    """Mirror half of the images. Off by default: phrases may say left or right."""
+    decode_threads: int = Field(2, ge=1, le=128)
+    """Threads that decode in each worker."""
+    prefetch_batches: int = Field(2, ge=1, le=64)
+    max_pixels: int = Field(50_000_000, ge=1)
+    """Images with more pixels are set aside before decoding."""
+    max_rejected_share: float = Field(0.05, ge=0, le=1)
+    """More rows set aside than this share fails the run."""
+
+
+class TaskWeights(Settings):
+    """Weights of the task terms, as SAM3 trains them."""
+
+    classification: float = Field(20.0, ge=0)
+    presence: float = Field(20.0, ge=0)
+    box_l1: float = Field(5.0, ge=0)
+    box_giou: float = Field(2.0, ge=0)
+    mask: float = Field(200.0, ge=0)
+    """Focal or BCE over the matched masks; divided by mask cells, hence large."""
+    dice: float = Field(10.0, ge=0)
+    semantic: float = Field(20.0, ge=0)
+    semantic_dice: float = Field(30.0, ge=0)
+    mask_kind: Literal["focal", "bce"] = "focal"
+    auxiliary: float = Field(1.0, ge=0)
+    """Weight of class, presence and box terms on the decoder layers before the last."""
+
+
+class DistillationConfig(Settings):
+    """loss = alpha * task + beta * distillation + gamma * feature."""
+
+    alpha: float = Field(1.0, ge=0)
+    """Weight of the task loss against ground truth."""
+    beta: float = Field(1.0, ge=0)
+    """Weight of the teacher's answers; 0 together with gamma=0 trains on labels alone and loads no teacher."""
+    gamma: float = Field(1.0, ge=0)
+    """Weight of the feature loss; 0 leaves the projections out."""
+    temperature: float = Field(2.0, gt=0, le=100)
+    """Divides teacher and student logits before they are compared; 1 leaves them unchanged."""
+    features: tuple[Literal["vision", "encoder"], ...] = ("vision", "encoder")
+    """Which features of the teacher the student imitates."""
+    task: TaskWeights = TaskWeights()
+
+
+class OptimConfig(Settings):
+    """AdamW with linear warm-up and cosine decay."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimizer updates of the whole run."""
+    learning_rate: float = Field(5e-4, gt=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0, lt=1)
+    warmup_steps: int = Field(50, ge=0)
+    final_lr_share: float = Field(0.02, ge=0, le=1)
+    """Learning rate at the end over the peak."""
+    clip_grad_norm: float = Field(1.0, gt=0)
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients add up to one update."""
+
+
+class EvalConfig(Settings):
+    """When and how quality is measured."""
+
+    every_steps: int = Field(200, ge=1)
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """A query is kept when sigmoid(query) * sigmoid(presence) reaches this; Meta uses 0.5."""
+    max_images: int | None = Field(None, ge=1)
+    """Evaluate on the first this many images while training; None takes all."""
+    images_per_batch: int = Field(8, ge=1)
+
+
+class CheckpointConfig(Settings):
+    every_steps: int = Field(200, ge=1)
+    """A crash loses at most this many steps."""
+    keep: int = Field(2, ge=1)
+
+
+class _Strategy(Settings):
+    num_workers: Positive = 1
+    cpus_per_worker: float = Field(1.0, gt=0)
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where a probe shows that the device computes it fast, else fp32."""
+    max_failures: int = Field(2, ge=0)
+    """Worker groups lost before the run gives up; each restart resumes from the last checkpoint."""
+
+
+class DdpConfig(_Strategy):
+    """Every worker holds the whole student."""
+
+    kind: Literal["ddp"] = "ddp"
+
+
+class FsdpConfig(_Strategy):
+    """FSDP2: parameters, gradients and optimizer state sharded; resumes with any number of workers."""
+
+    kind: Literal["fsdp"] = "fsdp"
+    reshard_after_forward: bool = True
+
+
+class DeepSpeedConfig(_Strategy):
+    """DeepSpeed ZeRO: resumes with the same number of workers only."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Literal[2, 3] = 2
+
+
+StrategyConfig = Annotated[DdpConfig | FsdpConfig | DeepSpeedConfig, Field(discriminator="kind")]
+
+
+class RunConfig(Settings):
+    dir: str | None = None
+    """Where everything is written; None makes runs/VERB-NAME. The same directory again resumes."""
+    seed: int = Field(0, ge=0)
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    figures: int = Field(4, ge=0, le=64)
+    """Images drawn in the report."""
+    log_every_steps: int = Field(10, ge=1)
+    address: str | None = None
+    """Ray cluster to join; None starts one on this machine, or uses the one of `ray job submit`."""
+    num_cpus: float | None = Field(None, gt=0)
+    """CPUs a cluster started here offers; None counts the machine's."""
+
+
+class ObjectiveConfig(Settings):
+    """score = quality - size_weight * log10(params / reference), what ASHA and the table rank by."""
+
+    quality: Literal["miou_all", "miou_positive", "presence_f1", "dice"] = "miou_all"
+    size_weight: float = Field(0.1, ge=0)
+    """Quality worth a tenfold smaller student."""
+
+
+class DistillConfig(Settings):
+    """One distillation run."""
+
+    name: str = "distill"
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentSpec = StudentSpec()
+    data: DataConfig = DataConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    strategy: StrategyConfig = DdpConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    run: RunConfig = RunConfig()

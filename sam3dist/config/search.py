@@ -1,0 +1,77 @@
+"""What a search may vary, in which range, and when it stops."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sam3dist.config.distill import DistillConfig, Settings
+
+
+class Choice(Settings):
+    choice: tuple[Any, ...] = Field(min_length=1)
+
+
+class Uniform(Settings):
+    uniform: tuple[float, float]
+
+
+class LogUniform(Settings):
+    loguniform: tuple[float, float]
+
+
+class Integer(Settings):
+    integer: tuple[int, int]
+    step: int = Field(1, ge=1)
+
+
+Range = Choice | Uniform | LogUniform | Integer
+
+
+class AshaConfig(Settings):
+    """Asynchronous successive halving: a trial that is behind at a rung stops there."""
+
+    grace_share: float = Field(0.34, gt=0, le=1)
+    """Share of the steps every trial may train before it can be stopped."""
+    reduction_factor: float = Field(2.0, gt=1)
+    enabled: bool = True
+
+
+class SearchConfig(Settings):
+    """One search: a base run, the ranges of what varies, and the limits."""
+
+    name: str = "search"
+    preset: str = "base"
+    """The run every trial starts from."""
+    overrides: dict[str, Any] = {}
+    """Dotted keys set on the preset for all trials."""
+    space: dict[str, Range] = Field(min_length=1)
+    """Dotted key of the run -> its range."""
+    trials: int = Field(16, ge=1)
+    max_concurrent: int = Field(1, ge=1)
+    sampler: Literal["tpe", "gp", "nsga2", "random"] = "tpe"
+    startup_trials: int = Field(8, ge=1)
+    """Random trials before a model-based sampler takes over."""
+    seeds: tuple[dict[str, Any], ...] = ()
+    """Configurations tried first, as dotted keys of `space`."""
+    max_params_millions: float | None = Field(None, gt=0)
+    """Hard limit: a larger student is refused before it trains."""
+    asha: AshaConfig = AshaConfig()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> SearchConfig:
+        for key, span in self.space.items():
+            bounds = next((getattr(span, k) for k in ("uniform", "loguniform", "integer") if hasattr(span, k)), None)
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise ValueError(f"space.{key}: the lower bound {bounds[0]} is above the upper bound {bounds[1]}.")
+            if isinstance(span, LogUniform) and span.loguniform[0] <= 0:
+                raise ValueError(f"space.{key}: loguniform needs a lower bound above 0.")
+        return self
+
+    def base(self) -> DistillConfig:
+        """The run every trial starts from, overrides applied."""
+        from sam3dist.config.load import load_preset, with_overrides
+
+        return with_overrides(load_preset(self.preset), self.overrides)
