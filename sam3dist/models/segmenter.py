@@ -1,0 +1,204 @@
+"""One network, many phrases per image: the call that teachers and students share.
+
+transformers' Sam3Model answers one phrase per image and drops what earlier decoder layers predict. Here its parts
+are called one by one, in the order of `Sam3Model.forward`, so that the vision encoder, most of the cost, runs
+once per image, each distinct phrase passes the text tower once, and every decoder layer can be supervised.
+
+B images, P prompts, Q queries, C channels, L decoder layers, g side of the coarsest feature map.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3DetrDecoderLayer,
+    Sam3DetrEncoderLayer,
+    Sam3Model,
+    Sam3ViTLayer,
+    box_cxcywh_to_xyxy,
+    inverse_sigmoid,
+)
+
+from sam3dist.models.text import tokenize
+from sam3dist.types import LayerOutputs, PromptBatch, SegOutputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHARDABLE = (Sam3ViTLayer, CLIPEncoderLayer, Sam3DetrEncoderLayer, Sam3DetrDecoderLayer)
+"""Layers that only ever run through their own forward, so FSDP may shard each of them as a unit.
+
+Larger parts may not be units: `detr_decoder.box_head` is also called from outside the decoder.
+"""
+
+
+class Segmenter(nn.Module):
+    """A Sam3Model with its tokenizer, asked about uint8 images and phrases.
+
+    `autocast` is the precision in which a frozen teacher computes; None leaves it to the caller.
+    """
+
+    def __init__(self, net: Sam3Model, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.net = net
+        self.tokenizer = tokenizer
+        self.autocast: torch.dtype | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels; other sizes are resized on the device."""
+        return int(self.net.config.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def feature_widths(self) -> dict[str, int]:
+        """Channels of each feature map in the outputs."""
+        config = self.net.config
+        return {"vision": config.vision_config.fpn_hidden_size, "encoder": config.detr_encoder_config.hidden_size}
+
+    def forward(
+        self, images: Tensor, image_of_prompt: Tensor, prompts: tuple[str, ...], auxiliary: bool = False
+    ) -> dict[str, Tensor]:
+        """Raw answers by name; `segment` packs them into SegOutputs.
+
+        images: uint8 [B, 3, H, W]. image_of_prompt: int64 [P] into images. A flat dict of tensors, because
+        the hooks of DDP, FSDP and DeepSpeed look for tensors in dicts but not in dataclasses. Masks keep the
+        precision they were computed in (they are large); everything else is float32.
+        """
+        device = self.device
+        scope = nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
+        with scope:
+            return self._answer(images.to(device), image_of_prompt.to(device), prompts, auxiliary)
+
+    def _answer(
+        self, images: Tensor, image_of_prompt: Tensor, prompts: tuple[str, ...], auxiliary: bool
+    ) -> dict[str, Tensor]:
+        net = self.net
+        count = len(prompts)
+        assert count == image_of_prompt.shape[0] > 0
+
+        vision = net.vision_encoder(self._normalise(images))
+        # The model computes a fourth, coarser level and never uses it.
+        maps = vision.fpn_hidden_states[:-1]
+        prompt_maps = [level.index_select(0, image_of_prompt) for level in maps]
+        positions = vision.fpn_position_encoding[-2][:1].expand(count, -1, -1, -1)  # the same for every image
+        text, text_mask = self._read(prompts)
+
+        encoded = net.detr_encoder(
+            vision_features=[prompt_maps[-1]],
+            text_features=text,
+            vision_pos_embeds=[positions],
+            text_mask=text_mask,
+        )
+        decoded = net.detr_decoder(
+            vision_features=encoded.last_hidden_state,
+            text_features=text,
+            vision_pos_encoding=encoded.pos_embeds_flattened,
+            text_mask=text_mask,
+            spatial_shapes=encoded.spatial_shapes,
+        )
+        queries = decoded.intermediate_hidden_states  # [L, P, Q, C]
+        offsets = net.detr_decoder.box_head(queries)
+        boxes = box_cxcywh_to_xyxy((inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid())
+        logits = net.dot_product_scoring(decoder_hidden_states=queries, text_features=text, text_mask=text_mask)
+        masks = net.mask_decoder(
+            decoder_queries=queries[-1],
+            backbone_features=prompt_maps,
+            encoder_hidden_states=encoded.last_hidden_state,
+            prompt_features=text,
+            prompt_mask=text_mask,
+        )
+
+        logits, boxes = logits.squeeze(-1).float(), boxes.float()
+        presence = decoded.presence_logits.squeeze(-1).float()  # [L, P]
+        answer = {
+            "mask_logits": masks.pred_masks,
+            "query_logits": logits[-1],
+            "boxes": boxes[-1],
+            "presence_logits": presence[-1],
+            "semantic_logits": masks.semantic_seg.squeeze(1).float(),
+            "features.vision": maps[-1],
+            "features.encoder": encoded.last_hidden_state.transpose(1, 2).unflatten(2, maps[-1].shape[-2:]),
+        }
+        if auxiliary:
+            answer |= {
+                "auxiliary.query_logits": logits[:-1],
+                "auxiliary.boxes": boxes[:-1],
+                "auxiliary.presence_logits": presence[:-1],
+            }
+        return answer
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """Float images in -1..1 (SAM3's mean and deviation are 0.5) at the network's resolution."""
+        pixels = images.float()
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            pixels = F.interpolate(pixels, size=(self.image_size,) * 2, mode="bilinear", antialias=True)
+        return pixels / 127.5 - 1
+
+    def _read(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Text features [P, T, C] and their mask [P, T]; a phrase asked of several images is read once."""
+        distinct = {phrase: index for index, phrase in enumerate(dict.fromkeys(prompts))}
+        ids, mask = tokenize(self.tokenizer, list(distinct), self.net.config.text_config.max_position_embeddings)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        features = self.net.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+        chosen = torch.tensor([distinct[phrase] for phrase in prompts], device=self.device)
+        return features.index_select(0, chosen), mask.index_select(0, chosen).bool()
+
+
+class Pupil(nn.Module):
+    """What trains: the student, and 1x1 convolutions that widen its features to the teacher's.
+
+    `feature_widths` names the features to imitate and the teacher's channels for each; an empty dict gives
+    no features. Only `student` is ever saved.
+    """
+
+    def __init__(self, student: Segmenter, feature_widths: dict[str, int]) -> None:
+        super().__init__()
+        self.student = student
+        own = student.feature_widths
+        self.projections = nn.ModuleDict(
+            {
+                name: nn.Identity() if own[name] == width else nn.Conv2d(own[name], width, kernel_size=1)
+                for name, width in feature_widths.items()
+            }
+        )
+
+    def forward(
+        self, images: Tensor, image_of_prompt: Tensor, prompts: tuple[str, ...], auxiliary: bool = False
+    ) -> dict[str, Tensor]:
+        """The student's answers, with the named features in the teacher's width and no other features."""
+        answer = self.student(images, image_of_prompt, prompts, auxiliary)
+        projected = {name: projection(answer[f"features.{name}"]) for name, projection in self.projections.items()}
+        kept = {name: value for name, value in answer.items() if not name.startswith("features.")}
+        return kept | {f"features.{name}": value for name, value in projected.items()}
+
+
+def segment(module: nn.Module, batch: PromptBatch, auxiliary: bool = False) -> SegOutputs:
+    """The answers of a Segmenter or Pupil, bare or wrapped by a strategy, to every prompt of the batch."""
+    answer: dict[str, Any] = module(batch.images, batch.image_of_prompt, batch.prompts, auxiliary)
+    layers = ()
+    if auxiliary:
+        names = ("query_logits", "boxes", "presence_logits")
+        layers = tuple(
+            LayerOutputs(*tensors) for tensors in zip(*(answer[f"auxiliary.{name}"] for name in names), strict=True)
+        )
+    return SegOutputs(
+        mask_logits=answer["mask_logits"],
+        query_logits=answer["query_logits"],
+        boxes=answer["boxes"],
+        presence_logits=answer["presence_logits"],
+        semantic_logits=answer["semantic_logits"],
+        features={
+            name.removeprefix("features."): value for name, value in answer.items() if name.startswith("features.")
+        },
+        auxiliary=layers,
+    )
