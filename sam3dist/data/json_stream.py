@@ -1,0 +1,110 @@
+"""Reads a JSON object piece by piece, so that an annotation file may be larger than memory."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sam3dist.errors import DataError
+
+CHUNK_BYTES = 1 << 18
+_SPACE = re.compile(r"[ \t\n\r]*")
+_decode_value = json.JSONDecoder().raw_decode
+
+
+def stream_object(path: Path, arrays: set[str]) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, JSON text) of a top-level object, in file order.
+
+    An array named in `arrays` comes as its elements, one by one under the key; any other value comes whole.
+    Accepts NaN and Infinity, as Python writes them. Raises DataError where the file is no such object, is not
+    UTF-8, or ends early.
+    """
+    with path.open("rb") as file:
+        text = _Buffer(path, file)
+        text.expect("{")
+        if text.take_if("}"):
+            return
+        while True:
+            key, _ = text.value()
+            if not isinstance(key, str):
+                raise text.error("a key is not a string")
+            text.expect(":")
+            if key in arrays:
+                text.expect("[")
+                if not text.take_if("]"):
+                    yield (key, *text.value())
+                    while text.take_if(","):
+                        yield (key, *text.value())
+                    text.expect("]")
+            else:
+                yield (key, *text.value())
+            if not text.take_if(","):
+                text.expect("}")
+                return
+
+
+class _Buffer:
+    """The stretch of the file that is being parsed."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.at, self.consumed = "", 0, 0
+        self.ended = False
+
+    def error(self, what: str) -> DataError:
+        return DataError(f"{self.path}: {what} near character {self.consumed + self.at}; give a JSON file in UTF-8.")
+
+    def value(self) -> tuple[Any, str]:
+        """The next value and its text."""
+        self._skip_space()
+        size = CHUNK_BYTES
+        while True:
+            try:
+                value, end = _decode_value(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if self.ended:
+                    raise self.error(f"not JSON ({error.msg})") from None
+            except RecursionError:
+                raise self.error("nested too deeply") from None
+            else:
+                # A number that touches the end of the buffer may go on in the next chunk.
+                if end < len(self.text) or self.ended:
+                    text, self.at = self.text[self.at : end], end
+                    return value, text
+            self._more(size)
+            size *= 2  # a value of many chunks is not tried anew for each
+
+    def take_if(self, sign: str) -> bool:
+        self._skip_space()
+        if self.text[self.at : self.at + 1] != sign:
+            return False
+        self.at += 1
+        return True
+
+    def expect(self, sign: str) -> None:
+        if not self.take_if(sign):
+            raise self.error("ends in the middle" if self.ended and self.at == len(self.text) else f"no {sign!r}")
+
+    def _skip_space(self) -> None:
+        while True:
+            match = _SPACE.match(self.text, self.at)
+            assert match is not None
+            self.at = match.end()
+            if self.at < len(self.text) or self.ended:
+                return
+            self._more(CHUNK_BYTES)
+
+    def _more(self, size: int) -> None:
+        chunk = self.file.read(size)
+        self.ended = not chunk
+        try:
+            more = self.decoder.decode(chunk, final=self.ended)
+        except UnicodeDecodeError as error:
+            raise self.error(f"not UTF-8 ({error.reason})") from None
+        self.consumed += self.at
+        self.text, self.at = self.text[self.at :] + more, 0

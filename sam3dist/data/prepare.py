@@ -1,0 +1,216 @@
+"""Annotations and images -> Parquet shards with a manifest, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sam3dist.data.coco import coco_records
+from sam3dist.data.images import find_image, image_bytes
+from sam3dist.data.masks import rle_area, rle_box
+from sam3dist.data.records import ImageRecord, Question
+from sam3dist.data.rejects import Reject, Rejects
+from sam3dist.data.rows import SCHEMA_VERSION, Instance, Prompt, Row
+from sam3dist.data.saco import saco_records
+from sam3dist.data.segmentation import annotation_rle, union
+from sam3dist.data.settings import PrepareSettings
+from sam3dist.data.shard_writer import ShardWriter
+from sam3dist.data.spill import Spill
+from sam3dist.data.threads import ordered_map
+from sam3dist.errors import DataError
+from sam3dist.types import Rle
+
+MANIFEST = "manifest.json"
+REJECTED = "rejected.jsonl"
+
+
+def prepare(
+    instances_json: Path | str,
+    images_dir: Path | str,
+    out_dir: Path | str,
+    settings: PrepareSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The manifest of the shards written to `out_dir`: counts, rejects by reason, shards and their content hash.
+
+    Reads COCO instances, or SA-Co style pairs (images with `text_input`). Records that cannot be used go to
+    `rejected.jsonl` with the reason; more of them than `max_rejected_share` raises DataError. The same input gives
+    the same shards, byte for byte. A finished directory made from the same annotations and settings is left as
+    it is and its manifest returned with "unchanged": True; one made from others raises DataError.
+    `progress` is called with (images done, images in all).
+    """
+    source, images, out = Path(instances_json), Path(images_dir), Path(out_dir)
+    settings = settings or PrepareSettings()
+    if not source.is_file():
+        raise DataError(f"{source}: no such file; give a COCO instances or SA-Co pairs JSON.")
+    if not images.is_dir():
+        raise DataError(f"{images}: no such directory; give the folder the file names in {source.name} start from.")
+    origin = {"annotations": source.name, "sha256": _sha256(source), "settings": _what_shapes_rows(settings)}
+    finished = _finished(out, origin)
+    if finished is not None:
+        return finished
+    out.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="prepare-", suffix=".tmp", dir=out))
+    rejects = Rejects(work / REJECTED)
+    try:
+        manifest = _write_shards(source, images, work, settings, rejects, progress)
+        manifest["source"] = origin
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        # The manifest comes last: a directory with one is complete.
+        for name in [*(shard["file"] for shard in manifest["shards"]), REJECTED, MANIFEST]:
+            (work / name).rename(out / name)
+        return manifest
+    except DataError:
+        rejects.close()
+        (work / REJECTED).replace(out / REJECTED)  # what a person needs to mend the data
+        raise
+    finally:
+        rejects.close()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_shards(
+    source: Path,
+    images: Path,
+    work: Path,
+    settings: PrepareSettings,
+    rejects: Rejects,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    spill = Spill(source, work / "spill.sqlite", rejects)
+    try:
+        records = (saco_records if spill.pairs else coco_records)(spill, settings, rejects)
+        total = spill.num_files() if spill.pairs else spill.num_entries
+        writer = ShardWriter(work, settings.rows_per_group, settings.rows_per_shard)
+        counts: Counter[str] = Counter()
+
+        def build(record: ImageRecord) -> Built:
+            return build_row(record, images, settings)
+
+        for done, built in enumerate(ordered_map(build, records, settings.threads, 4 * settings.threads), 1):
+            for kind, name, reject in built.rejects:
+                rejects.add(kind, name, reject)
+            if built.row is not None:
+                writer.add(built.row)
+                _count(counts, built.row)
+            if progress is not None:
+                progress(done, total)
+        shards = writer.close()
+        for kind, number in (
+            ("pair" if spill.pairs else "image", spill.num_entries),
+            ("image", total),
+            ("annotation", spill.num_annotations),
+        ):
+            rejects.check(kind, number, settings.max_rejected_share, "max_rejected_share")
+        if not counts["rows"]:
+            raise DataError(f"{source}: not one image could be used; see {REJECTED} in the output directory.")
+    finally:
+        spill.close()
+    hashes = sorted(shard["sha256"] for shard in shards)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "format": "saco" if spill.pairs else "coco",
+        **{name: counts[name] for name in ("rows", "phrases", "positives", "negatives", "instances")},
+        "rejected": dict(sorted(rejects.by_reason.items())),
+        "content_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "shards": shards,
+    }
+
+
+@dataclass(frozen=True)
+class Built:
+    row: Row | None
+    rejects: tuple[tuple[str, Any, Reject], ...]
+
+
+def build_row(record: ImageRecord, images: Path, settings: PrepareSettings) -> Built:
+    """The row of one image, or none, and what had to be set aside on the way.
+
+    An image without any usable phrase gives no row and is not a reject: nothing is wrong with it.
+    """
+    try:
+        path = find_image(images, record.file_name)
+        encoded = image_bytes(path, record.height, record.width, settings.max_pixels)
+    except Reject as reject:
+        return Built(None, (("image", record.image_id, reject),))
+    rejects: list[tuple[str, Any, Reject]] = []
+    prompts = [_prompt(question, record, rejects) for question in record.questions]
+    known = tuple(prompt for prompt in prompts if prompt is not None)
+    row = Row(encoded, record.image_id, record.file_name, record.height, record.width, known) if known else None
+    return Built(row, tuple(rejects))
+
+
+def _prompt(question: Question, record: ImageRecord, rejects: list[tuple[str, Any, Reject]]) -> Prompt | None:
+    """The question with its masks; None where it should have some and none is left to learn from."""
+    instances: list[Instance] = []
+    crowds: list[Rle] = []
+    exhaustive = question.exhaustive
+    for annotation in question.annotations:
+        try:
+            rle = annotation_rle(annotation, record.height, record.width)
+        except Reject as reject:
+            rejects.append(("annotation", annotation["id"], reject))
+            exhaustive = False
+            continue
+        if annotation.get("iscrowd"):
+            crowds.append(rle)
+        else:
+            instances.append(Instance(rle.counts, rle_box(rle), rle_area(rle)))
+    if question.present and not instances:
+        return None
+    ignore = union(crowds).counts if crowds else None
+    return Prompt(question.phrase, question.present, exhaustive, tuple(instances), ignore)
+
+
+def _count(counts: Counter[str], row: Row) -> None:
+    positives = sum(prompt.present for prompt in row.prompts)
+    counts["rows"] += 1
+    counts["phrases"] += len(row.prompts)
+    counts["positives"] += positives
+    counts["negatives"] += len(row.prompts) - positives
+    counts["instances"] += sum(len(prompt.instances) for prompt in row.prompts)
+
+
+def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a directory that holds the result already; DataError where it holds something else."""
+    path = out / MANIFEST
+    if path.exists():
+        try:
+            manifest = json.loads(path.read_text())
+            same = manifest["source"] == origin and manifest["schema_version"] == SCHEMA_VERSION
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}: not a manifest of shards; give another output directory.") from None
+        if not same:
+            raise DataError(f"{out}: holds shards of other annotations or settings; give another output directory.")
+        return manifest | {"unchanged": True}
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise DataError(f"{out}: is a file; give a directory for the shards.")
+    # What an interrupted run left is ours to replace; anything else is not.
+    ours = (".parquet", ".tmp", REJECTED)
+    foreign = next(
+        (entry.name for entry in islice(sorted(out.iterdir()), 100_000) if not entry.name.endswith(ours)), None
+    )
+    if foreign is not None:
+        raise DataError(f"{out}: holds {foreign!r} and no manifest; give an empty directory for the shards.")
+    for left in out.glob("prepare-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    return None
+
+
+def _what_shapes_rows(settings: PrepareSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name not in ("threads", "max_rejected_share")}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,69 @@
+"""Phrases: how they are cleaned, and which of an image's phrases a training step asks."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sam3dist.data.rejects import Reject
+
+if TYPE_CHECKING:
+    from sam3dist.data.rows import Prompt
+
+
+def clean_phrase(text: Any, max_chars: int) -> str:
+    """The phrase in one line of NFC text; raises Reject for what is no phrase."""
+    if not isinstance(text, str):
+        raise Reject("empty phrase", f"{text!r:.60} is no text")
+    phrase = " ".join(unicodedata.normalize("NFC", text).split())
+    if not phrase:
+        raise Reject("empty phrase", "nothing but white space")
+    if len(phrase) > max_chars:
+        raise Reject("huge phrase", f"{len(phrase)} characters, max_phrase_chars={max_chars}")
+    # Half a surrogate pair survives JSON but neither Parquet nor a tokenizer.
+    if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in phrase):
+        raise Reject("bad characters", f"control characters or broken UTF-16 in {phrase!a:.60}")
+    return phrase
+
+
+def clean_category(name: Any, max_chars: int) -> str:
+    """The phrase a category name stands for: lower case, words apart, no remark in brackets.
+
+    "traffic_light" -> "traffic light"; LVIS's "bow_(weapon)" -> "bow". Raises Reject for a nameless category.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise Reject("nameless category", f"name {name!r:.60}")
+    words = name.replace("_", " ").lower()
+    return clean_phrase(re.sub(r"\s*\([^)]*\)", " ", words).strip() or words, max_chars)
+
+
+def draw_prompts(
+    prompts: tuple[Prompt, ...], wanted: int, negative_share: float, rng: np.random.Generator
+) -> list[Prompt]:
+    """At most `wanted` of an image's phrases, with `negative_share` of them negatives in expectation.
+
+    Positives are drawn evenly. Negatives are drawn with weights 1, 1/2, 1/3, ... in their stored order, so that
+    the most confusable come often and all of them sometimes. An image with few positives gets fewer negatives,
+    to keep the share; one without positives gets negatives only, one without negatives positives only.
+    """
+    positives = [prompt for prompt in prompts if prompt.present]
+    negatives = [prompt for prompt in prompts if not prompt.present]
+    num_negatives = min(_round(wanted * negative_share, rng), len(negatives))
+    num_positives = min(wanted - num_negatives, len(positives))
+    if 0 < num_positives < wanted - num_negatives and negative_share < 1:
+        fitting = _round(num_positives * negative_share / (1 - negative_share), rng)
+        num_negatives = min(fitting, wanted - num_positives, len(negatives))
+    chosen = [positives[i] for i in rng.permutation(len(positives))[:num_positives]]
+    if num_negatives:
+        weights = 1 / np.arange(1, len(negatives) + 1)
+        picked = rng.choice(len(negatives), num_negatives, replace=False, p=weights / weights.sum())
+        chosen += [negatives[i] for i in picked]
+    return chosen
+
+
+def _round(value: float, rng: np.random.Generator) -> int:
+    """One of the two neighbouring integers, with `value` as its mean."""
+    return int(value + rng.random())
