@@ -51,7 +51,7 @@ class PromptBatch:
 
     def to(self, device: Any) -> PromptBatch:
         """The same batch with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for f in fields(self)
             for value in (getattr(self, f.name),)

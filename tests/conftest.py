@@ -43,7 +43,7 @@ def tiny_config(vocabulary: int, **vision: object) -> Sam3Config:
         text_config=CLIPTextConfig(
             vocab_size=vocabulary,
             num_hidden_layers=2,
-            max_position_embeddings=16,
+            max_position_embeddings=32,
             projection_dim=16,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Sam3Model
+from transformers import PreTrainedConfig, Sam3ImageProcessor, Sam3Model, Sam3Processor
+from transformers.utils import logging
 
 from sam3dist.errors import CheckpointError
 from sam3dist.models.segmenter import Segmenter
@@ -16,15 +18,21 @@ from sam3dist.models.text import load_tokenizer
 
 
 def save_segmenter(segmenter: Segmenter, directory: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write config.json, model.safetensors and the tokenizer.
+    """Write config.json, model.safetensors, the tokenizer and the settings of the processor.
 
+    That is all that transformers' own Sam3Processor and Sam3Model need to answer as this segmenter does.
     `state` replaces the weights, for strategies that hold them in shards; its keys are those of
     `segmenter.state_dict()`, or of its `net`.
     """
     if state is not None:
         state = {key.removeprefix("net."): value.contiguous() for key, value in state.items()}
-    segmenter.net.save_pretrained(directory, state_dict=state)
-    segmenter.tokenizer.save_pretrained(directory)
+    with quiet_transformers():
+        segmenter.net.save_pretrained(directory, state_dict=state)
+    side, mask_side = segmenter.image_size, 4 * segmenter.grid
+    pictures = Sam3ImageProcessor(
+        size={"height": side, "width": side}, mask_size={"height": mask_side, "width": mask_side}
+    )
+    Sam3Processor(pictures, segmenter.tokenizer).save_pretrained(directory)
 
 
 def load_segmenter(directory: str | Path, device: str | torch.device = "cpu") -> Segmenter:
@@ -38,29 +46,69 @@ def load_segmenter(directory: str | Path, device: str | torch.device = "cpu") ->
     if not (root / "config.json").is_file():
         problem = "has no config.json" if root.is_dir() else "does not exist"
         raise CheckpointError(f"{root} {problem}; expected a directory with config.json and model.safetensors.")
-    net = read_net(str(root))
-    return Segmenter(net, load_tokenizer(root)).to(device).eval()
+    return read_segmenter(str(root)).to(device)
 
 
-def read_net(dir_or_id: str) -> Sam3Model:
-    """The float32 Sam3Model of a directory or a Hugging Face id, strictly: each key fits, none is missing or over."""
+def read_segmenter(dir_or_id: str) -> Segmenter:
+    """The float32 segmenter of a directory or a Hugging Face id, in eval mode, checked key by key."""
     try:
-        net, info = Sam3Model.from_pretrained(
-            dir_or_id, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{dir_or_id}: not a readable Sam3Model ({first_line}).") from error
+        with quiet_transformers():
+            model_type = PreTrainedConfig.get_config_dict(dir_or_id)[0].get("model_type")
+            # Meta publishes the detector inside its video model; Sam3Model takes its part of that file.
+            if model_type not in ("sam3", "sam3_video"):
+                raise CheckpointError(f"{dir_or_id} holds a {model_type!r} model; expected 'sam3'.")
+            loaded: Any = Sam3Model.from_pretrained(
+                dir_or_id,
+                dtype=torch.float32,
+                use_safetensors=True,  # a pickle could run code
+                ignore_mismatched_sizes=True,  # so that they are named below
+                output_loading_info=True,
+            )
+    except CheckpointError:
+        raise
+    except Exception as error:  # a foreign file can fail in any way
+        raise CheckpointError(f"{dir_or_id}: not a readable Sam3Model ({first_line(error)}).") from error
+    net, info = loaded
     require_exact(
         dir_or_id, missing=info["missing_keys"], unexpected=info["unexpected_keys"], misshapen=info["mismatched_keys"]
     )
-    return net
+    return assemble(net, load_tokenizer(dir_or_id), dir_or_id)
 
 
-def require_exact(source: object, **problems: object) -> None:
+def assemble(net: Sam3Model, tokenizer: Any, source: object) -> Segmenter:
+    """The two as a Segmenter in eval mode; CheckpointError when the tokenizer's ids are not the text tower's."""
+    config: Any = net.config.text_config
+    if len(tokenizer) != config.vocab_size:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {len(tokenizer)} ids but the text tower {config.vocab_size}; "
+            "its tokenizer files are missing or belong to another model."
+        )
+    return Segmenter(net, tokenizer).eval()
+
+
+def require_exact(source: object, **problems: Collection[object]) -> None:
     """Raise CheckpointError that names the first few keys of the first non-empty collection in `problems`."""
     for kind, found in problems.items():
-        keys = sorted(str(key) for key in found)  # type: ignore[attr-defined]
+        keys = sorted(str(key) for key in found)
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise CheckpointError(f"{source}: weights of another architecture; {kind}: {', '.join(keys[:3])}{more}.")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a foreign library says, in at most one line."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No load reports and no progress bars inside: what they would say is raised as one line instead."""
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

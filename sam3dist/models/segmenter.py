@@ -60,9 +60,21 @@ class Segmenter(nn.Module):
         return next(self.net.parameters()).device
 
     @property
+    def grid(self) -> int:
+        """Side g of the coarsest feature map in patches; masks have four times as many cells a side."""
+        config: Any = self.net.config.vision_config
+        return self.image_size // int(config.backbone_config.patch_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest phrase the text tower reads; longer ones are cut."""
+        config: Any = self.net.config.text_config
+        return int(config.max_position_embeddings)
+
+    @property
     def feature_widths(self) -> dict[str, int]:
         """Channels of each feature map in the outputs."""
-        config = self.net.config
+        config: Any = self.net.config  # its parts are typed as maybe missing
         return {"vision": config.vision_config.fpn_hidden_size, "encoder": config.detr_encoder_config.hidden_size}
 
     def forward(
@@ -147,7 +159,7 @@ class Segmenter(nn.Module):
     def _read(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """Text features [P, T, C] and their mask [P, T]; a phrase asked of several images is read once."""
         distinct = {phrase: index for index, phrase in enumerate(dict.fromkeys(prompts))}
-        ids, mask = tokenize(self.tokenizer, list(distinct), self.net.config.text_config.max_position_embeddings)
+        ids, mask = tokenize(self.tokenizer, list(distinct), self.max_tokens)
         ids, mask = ids.to(self.device), mask.to(self.device)
         features = self.net.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         chosen = torch.tensor([distinct[phrase] for phrase in prompts], device=self.device)
@@ -185,7 +197,7 @@ class Pupil(nn.Module):
 def segment(module: nn.Module, batch: PromptBatch, auxiliary: bool = False) -> SegOutputs:
     """The answers of a Segmenter or Pupil, bare or wrapped by a strategy, to every prompt of the batch."""
     answer: dict[str, Any] = module(batch.images, batch.image_of_prompt, batch.prompts, auxiliary)
-    layers = ()
+    layers: tuple[LayerOutputs, ...] = ()
     if auxiliary:
         names = ("query_logits", "boxes", "presence_logits")
         layers = tuple(

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTokenizer
@@ -49,7 +49,7 @@ def clip_tokenizer(merges: int | None = None) -> PreTrainedTokenizerBase:
         )
     file = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : 1 + CLIP_MERGES]
-    pairs = [(left, right) for left, right in (line.split() for line in lines[:merges])]
+    pairs: Any = [tuple(line.split()) for line in lines[:merges]]  # typed as strings upstream, used as pairs
     symbols = _byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in pairs)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

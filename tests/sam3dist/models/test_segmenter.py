@@ -10,7 +10,7 @@ from sam3dist.models.text import tokenize
 
 def test_one_phrase_per_image_answers_exactly_as_plain_sam3model(tiny_teacher, make_batch):
     batch = make_batch(images=3, prompts_per_image=1)
-    ids, mask = tokenize(tiny_teacher.tokenizer, batch.prompts, 16)
+    ids, mask = tokenize(tiny_teacher.tokenizer, batch.prompts)
     pixels = (batch.images.float() / 255 - 0.5) / 0.5
     with torch.no_grad():
         plain = tiny_teacher.net(pixel_values=pixels, input_ids=ids, attention_mask=mask)
@@ -65,7 +65,7 @@ def test_images_of_another_size_are_resized_to_the_networks(tiny_teacher, make_b
     large = make_batch(side=224)
     shrunk = torch.nn.functional.interpolate(large.images.float(), size=112, mode="bilinear", antialias=True)
     pixels = shrunk / 127.5 - 1
-    ids, mask = tokenize(tiny_teacher.tokenizer, [large.prompts[0]], 16)
+    ids, mask = tokenize(tiny_teacher.tokenizer, [large.prompts[0]])
     with torch.no_grad():
         outputs = segment(tiny_teacher, large)
         plain = tiny_teacher.net(pixel_values=pixels[:1], input_ids=ids, attention_mask=mask)
