@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-9
+"""Areas below this divide as if they were this: a 30,000th of the side, squared."""
+
 
 def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection over union in 0..1, and its generalised form in -1..1.
@@ -12,13 +15,12 @@ def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     Boxes [..., 4] against [..., 4]. GIoU subtracts the share of the enclosing box that neither covers, so that
     boxes apart still attract each other (Rezatofighi et al. 2019). A box of no area has IoU 0.
     """
-    tiny = torch.finfo(first.dtype).tiny
     overlap = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(0)
     hull = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
-    intersection, enclosing = overlap.prod(-1), hull.clamp(0).prod(-1)
-    union = _area(first) + _area(second) - intersection
-    iou = intersection / union.clamp(tiny)
-    return iou, iou - (enclosing - union) / enclosing.clamp(tiny)
+    intersection, enclosing = overlap[..., 0] * overlap[..., 1], hull[..., 0] * hull[..., 1]
+    union = area(first) + area(second) - intersection
+    iou = intersection / union.clamp(SMALLEST)
+    return iou, iou - (enclosing - union) / enclosing.clamp(SMALLEST)
 
 
 def to_centres(boxes: Tensor) -> Tensor:
@@ -26,5 +28,8 @@ def to_centres(boxes: Tensor) -> Tensor:
     return torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], dim=-1)
 
 
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(0).prod(-1)
+def area(boxes: Tensor) -> Tensor:
+    """Width times height; 0 for a box whose corners are swapped."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(0)
+    # Not prod(): its backward counts zeros on the host.
+    return sides[..., 0] * sides[..., 1]

@@ -38,7 +38,9 @@ def make_targets(batch: PromptBatch, mask_size: tuple[int, int], device: torch.d
     height, width = mask_size
     semantic = np.zeros((len(batch.prompts), height, width), dtype=bool)
     ignore = np.zeros_like(semantic) if any(crowd is not None for crowd in batch.ignore) else None
-    masks, boxes, counts = [], [], []
+    masks: list[np.ndarray] = []
+    boxes: list[tuple[float, float, float, float]] = []
+    counts: list[int] = []
     for prompt, (instances, crowd) in enumerate(zip(batch.masks, batch.ignore, strict=True)):
         before = len(masks)
         for instance in instances:
