@@ -32,53 +32,61 @@ def find_image(folder: Path, file_name: str) -> Path:
     return path
 
 
-def image_bytes(path: Path, height: int, width: int, max_pixels: int) -> bytes:
-    """The encoded image, unchanged where every decoder gives the annotated pixels, else encoded anew.
+def read_image(path: Path, height: int, width: int, max_pixels: int) -> tuple[bytes, Image.Image]:
+    """The encoded image and its upright pixels, which are as many as the annotations say; raises Reject.
 
-    Encoded anew, JPEG stays JPEG (quality 95) and everything else becomes PNG: CMYK, 16 bits (scaled to 8),
-    palettes, transparency (on white), other formats, and EXIF orientation, which is applied as annotation tools
-    do, unless only the unrotated size is the annotated one. Raises Reject.
+    The bytes are those of the file where every decoder makes the same pixels of them. Otherwise they are encoded
+    anew, JPEG as JPEG of quality 95 and all else as PNG: CMYK, 16 bits (scaled to 8), palettes, transparency (laid
+    on white), other formats, and EXIF orientation, which is applied as annotation tools do, unless only the
+    unrotated size is the annotated one.
     """
     data = path.read_bytes()
     if not data:
         raise Reject("corrupt image", "the file is empty")
-    image = open_image(data, max_pixels)
+    image = load_pixels(open_image(data, max_pixels))
     upright = _upright(image, (width, height))
     if upright.size != (width, height):
         raise Reject("image size", f"{upright.size[::-1]} pixels where the annotations say {(height, width)}")
     plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("L", "RGB") and "transparency" not in image.info
     if plain and image.getexif().get(_ORIENTATION, 1) == 1:
-        return data
+        return data, image
+    upright = to_rgb(upright)
+    return encode_image(upright, image.format), upright
+
+
+def encode_image(image: Image.Image, original_format: str | None) -> bytes:
+    """A file of these pixels: JPEG where the original was one, PNG otherwise; without metadata."""
     out = io.BytesIO()
-    if image.format in ("JPEG", "MPO"):
-        to_rgb(upright).save(out, "JPEG", quality=95, subsampling=0)
+    if original_format in ("JPEG", "MPO"):
+        image.save(out, "JPEG", quality=95, subsampling=0)
     else:
-        to_rgb(upright).save(out, "PNG")
+        image.save(out, "PNG")
     return out.getvalue()
 
 
-def open_image(data: bytes, max_pixels: int, side: int | None = None) -> Image.Image:
-    """The decoded image; raises Reject where it is damaged or has more than `max_pixels`, checked before decoding.
-
-    With `side`, a JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) that has at least this many
-    pixels either way, which saves most of the time.
-    """
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """The image with its header read and its pixels not; raises Reject above `max_pixels` or for a broken header."""
     try:
         with warnings.catch_warnings():
             # Pillow warns above a limit of its own; ours is checked next.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height <= max_pixels:
-            if side is not None:
-                image.draft("RGB", (side, side))
-            image.load()
-            return image
-    except Image.DecompressionBombError:
-        width = height = 0
+    except Image.DecompressionBombError as error:
+        raise Reject("too many pixels", str(error)) from None
     except Exception as error:  # Pillow's parsers raise nearly every type on damaged files
         raise Reject("corrupt image", f"{type(error).__name__}: {error}"[:200]) from None
-    raise Reject("too many pixels", f"{height} x {width}, max_pixels={max_pixels}" if width else "a decompression bomb")
+    if image.width * image.height > max_pixels:
+        raise Reject("too many pixels", f"{image.height} x {image.width}, max_pixels={max_pixels}")
+    return image
+
+
+def load_pixels(image: Image.Image) -> Image.Image:
+    """The same image, decoded; raises Reject where the file is damaged or cut short."""
+    try:
+        image.load()
+    except Exception as error:
+        raise Reject("corrupt image", f"{type(error).__name__}: {error}"[:200]) from None
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -79,8 +79,8 @@ def counts_from_string(text: str | bytes) -> np.ndarray:
     the end. Format: five bits and a continuation bit per character from "0" on; from the fourth run on, the
     difference to the run two before (rleToString in cocoapi's maskApi.c).
     """
-    codes = np.frombuffer(text.encode("latin-1", "replace") if isinstance(text, str) else text, np.uint8)
-    codes = codes.astype(np.int64) - 48
+    packed = text.encode("latin-1", "replace") if isinstance(text, str) else text
+    codes = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
     if codes.size == 0:
         return np.zeros(0, np.int64)
     if codes.min() < 0 or codes.max() > 63:

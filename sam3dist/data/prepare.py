@@ -8,25 +8,22 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sam3dist.data.build import Built, build_row
 from sam3dist.data.coco import coco_records
-from sam3dist.data.images import find_image, image_bytes
-from sam3dist.data.masks import rle_area, rle_box
-from sam3dist.data.records import ImageRecord, Question
-from sam3dist.data.rejects import Reject, Rejects
-from sam3dist.data.rows import SCHEMA_VERSION, Instance, Prompt, Row
+from sam3dist.data.records import ImageRecord
+from sam3dist.data.rejects import Rejects
+from sam3dist.data.rows import SCHEMA_VERSION, Row
 from sam3dist.data.saco import saco_records
-from sam3dist.data.segmentation import annotation_rle, union
 from sam3dist.data.settings import PrepareSettings
 from sam3dist.data.shard_writer import ShardWriter
 from sam3dist.data.spill import Spill
 from sam3dist.data.threads import ordered_map
 from sam3dist.errors import DataError
-from sam3dist.types import Rle
 
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
@@ -123,51 +120,6 @@ def _write_shards(
         "content_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
         "shards": shards,
     }
-
-
-@dataclass(frozen=True)
-class Built:
-    row: Row | None
-    rejects: tuple[tuple[str, Any, Reject], ...]
-
-
-def build_row(record: ImageRecord, images: Path, settings: PrepareSettings) -> Built:
-    """The row of one image, or none, and what had to be set aside on the way.
-
-    An image without any usable phrase gives no row and is not a reject: nothing is wrong with it.
-    """
-    try:
-        path = find_image(images, record.file_name)
-        encoded = image_bytes(path, record.height, record.width, settings.max_pixels)
-    except Reject as reject:
-        return Built(None, (("image", record.image_id, reject),))
-    rejects: list[tuple[str, Any, Reject]] = []
-    prompts = [_prompt(question, record, rejects) for question in record.questions]
-    known = tuple(prompt for prompt in prompts if prompt is not None)
-    row = Row(encoded, record.image_id, record.file_name, record.height, record.width, known) if known else None
-    return Built(row, tuple(rejects))
-
-
-def _prompt(question: Question, record: ImageRecord, rejects: list[tuple[str, Any, Reject]]) -> Prompt | None:
-    """The question with its masks; None where it should have some and none is left to learn from."""
-    instances: list[Instance] = []
-    crowds: list[Rle] = []
-    exhaustive = question.exhaustive
-    for annotation in question.annotations:
-        try:
-            rle = annotation_rle(annotation, record.height, record.width)
-        except Reject as reject:
-            rejects.append(("annotation", annotation["id"], reject))
-            exhaustive = False
-            continue
-        if annotation.get("iscrowd"):
-            crowds.append(rle)
-        else:
-            instances.append(Instance(rle.counts, rle_box(rle), rle_area(rle)))
-    if question.present and not instances:
-        return None
-    ignore = union(crowds).counts if crowds else None
-    return Prompt(question.phrase, question.present, exhaustive, tuple(instances), ignore)
 
 
 def _count(counts: Counter[str], row: Row) -> None:

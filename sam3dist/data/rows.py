@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -120,9 +121,12 @@ def from_table(table: pa.Table) -> list[Row]:
     ]
     ends = columns["prompts"].offsets.to_numpy()
     plain = [columns[name].to_pylist() for name in ("image", "image_id", "file_name", "height", "width")]
-    return [Row(*values, tuple(asked[ends[i] : ends[i + 1]])) for i, values in enumerate(zip(*plain, strict=True))]
+    return [
+        Row(image, number, name, height, width, tuple(asked[start:end]))
+        for image, number, name, height, width, (start, end) in zip(*plain, pairwise(ends), strict=True)
+    ]
 
 
 def _runs(lists: pa.ListArray) -> list[np.ndarray]:
     values, ends = lists.values.to_numpy(), lists.offsets.to_numpy()
-    return [values[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [values[start:end] for start, end in pairwise(ends)]

@@ -20,6 +20,8 @@ class PrepareSettings:
     """A longer phrase is set aside: it is a caption, and the text tower reads 32 tokens."""
     max_pixels: int = 50_000_000
     """Images with more pixels are set aside before decoding."""
+    max_side: int | None = None
+    """Images whose longer side has more pixels are stored smaller, with their masks; None keeps all as they are."""
     max_rejected_share: float = 0.05
     """More images, pairs or annotations set aside than this share fails the whole preparation."""
     rows_per_group: int = 32
@@ -33,6 +35,8 @@ class PrepareSettings:
         for name in ("max_phrase_chars", "max_pixels", "rows_per_group", "rows_per_shard", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more.")
+        if self.max_side is not None and self.max_side < 16:
+            raise ConfigError(f"max_side={self.max_side} must be 16 or more, or null.")
         if self.max_negatives_per_image < 0:
             raise ConfigError(f"max_negatives_per_image={self.max_negatives_per_image} must be 0 or more.")
         if not 0 <= self.max_rejected_share <= 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def ordered_map(function: Callable[[In], Out], items: Iterable[In], threads: int, ahead: int) -> Iterator[Out]:
+def ordered_map(function: Callable[[In], Out], items: Iterable[In], threads: int, ahead: int) -> Generator[Out]:
     """function(item) for each item in order, with at most `ahead` of them started and not yet taken."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="sam3dist-data")
     waiting: deque[Future[Out]] = deque()
@@ -28,7 +28,7 @@ def ordered_map(function: Callable[[In], Out], items: Iterable[In], threads: int
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_ahead(items: Iterable[Out], depth: int) -> Iterator[Out]:
+def run_ahead(items: Iterable[Out], depth: int) -> Generator[Out]:
     """The same items, made by a background thread that stays at most `depth` ahead.
 
     An error of the source is raised here, after the items before it. Closing this generator early stops the

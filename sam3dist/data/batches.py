@@ -1,0 +1,228 @@
+"""Row groups -> batches: read, decode in threads, ask some phrases, collate; a step or two ahead of the network.
+
+Which rows make a batch follows from (seed, epoch) and the row groups alone. A row that cannot be used leaves a
+gap in its batch and moves no other row, so that a run can resume in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sam3dist.data.decode import Sample, collate, decode_row
+from sam3dist.data.prompts import draw_prompts
+from sam3dist.data.rejects import Reject, Rejects
+from sam3dist.data.rows import Prompt, Row
+from sam3dist.data.shards import RowGroup, Shards, first_rows, read_rows, split_row_groups
+from sam3dist.data.threads import ordered_map, run_ahead
+from sam3dist.errors import DataError
+from sam3dist.types import PromptBatch
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DataConfig
+
+MAX_PROMPTS = 32
+"""Most phrases of an evaluation batch: their mask logits, not the images, fill the memory then."""
+MIX_GROUPS = 4
+"""Row groups whose rows are mixed in training."""
+
+
+def batches(
+    row_groups: Iterable[RowGroup],
+    data: DataConfig,
+    image_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    training: bool,
+    images_per_batch: int | None = None,
+    rejects: Rejects | None = None,
+) -> Iterator[PromptBatch]:
+    """The batches of one epoch, made by background threads; closing the iterator early stops them.
+
+    Training: row groups are shuffled where they come as a sequence (a stream is taken as it comes), rows among a
+    few neighbouring row groups, and `data.prompts_per_image` phrases are drawn per image; the last batch may be
+    smaller. Evaluation: all rows in order with all their phrases, at most 32 a batch; an image with more comes
+    again in the next batch.
+    `images_per_batch` stands in for the one of `data`. Rows that cannot be used are counted in `rejects`; more
+    than `data.max_rejected_share` of them raises DataError.
+    """
+    if training and isinstance(row_groups, Sequence):
+        row_groups = _shuffled(row_groups, seed, epoch)
+    reader = _Reader(data, image_size, seed, epoch, training, images_per_batch or data.images_per_batch)
+    return run_ahead(reader.batches(row_groups, rejects), data.prefetch_batches)
+
+
+def endless(
+    row_groups: Sequence[RowGroup],
+    data: DataConfig,
+    image_size: int,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_epoch: int = 0,
+    start_batch: int = 0,
+) -> Iterator[PromptBatch]:
+    """Training batches of one rank, epoch after epoch, shuffled anew in each; resumes at (start_epoch, start_batch).
+
+    Batches before the start are skipped without being read. Raises DataError where an epoch has not one batch
+    for this rank: the others would wait for it for ever.
+    """
+
+    def epochs() -> Iterator[PromptBatch]:
+        for epoch in count(start_epoch):
+            mine = split_row_groups(_shuffled(row_groups, seed, epoch), rank, world_size)
+            skip = start_batch if epoch == start_epoch else 0
+            reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch)
+            made = skip
+            for batch in reader.batches(mine, skip=skip):
+                made += 1
+                yield batch
+            if not made:
+                total = sum(len(group.places) for group in row_groups)
+                raise DataError(
+                    f"data.train: {total} rows give worker {rank} of {world_size} nothing to train on; "
+                    "use more images or a smaller strategy.num_workers."
+                )
+
+    return run_ahead(epochs(), data.prefetch_batches)
+
+
+def epoch_length(
+    row_groups: Sequence[RowGroup], data: DataConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> int:
+    """Batches of one rank in an epoch of `endless`, which turns a step into an epoch and a batch to start from."""
+    mine = split_row_groups(_shuffled(row_groups, seed, epoch), rank, world_size)
+    return -(-sum(len(group.places) for group in mine) // data.images_per_batch)
+
+
+def evaluation_batches(
+    shards: Shards,
+    data: DataConfig,
+    image_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    max_images: int | None = None,
+    images_per_batch: int | None = None,
+) -> Iterator[PromptBatch]:
+    """One rank's share of the first `max_images` images with all their phrases; together, ranks see each once."""
+    mine = split_row_groups(first_rows(shards.row_groups, max_images), rank, world_size)
+    return batches(mine, data, image_size, seed=0, epoch=0, training=False, images_per_batch=images_per_batch)
+
+
+def _shuffled(row_groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
+    order = np.random.default_rng((seed, epoch)).permutation(len(row_groups))
+    return [row_groups[i] for i in order]
+
+
+@dataclass(frozen=True)
+class _SetAside:
+    name: object
+    reject: Reject
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes the batches of one epoch from row groups that are in order already."""
+
+    data: DataConfig
+    side: int
+    seed: int
+    epoch: int
+    training: bool
+    images_per_batch: int
+
+    def batches(
+        self, row_groups: Iterable[RowGroup], rejects: Rejects | None = None, skip: int = 0
+    ) -> Iterator[PromptBatch]:
+        rejects = Rejects() if rejects is None else rejects
+        ahead = 2 * self.data.decode_threads + self.images_per_batch
+        rows = self._rows(row_groups, skip * self.images_per_batch)
+        with closing(ordered_map(self._sample, rows, self.data.decode_threads, ahead)) as results:
+            total = sum(len(group.places) for group in row_groups) if isinstance(row_groups, Sequence) else None
+            samples = self._set_aside(results, rejects, total)
+            grouped = self._in_places(samples) if self.training else self._by_prompts(samples)
+            for group in grouped:
+                yield collate(group)
+
+    def _rows(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[Row | _SetAside]:
+        """The rows in the order of this epoch, after the first `skip`."""
+        rng = np.random.default_rng((self.seed, self.epoch, 1))
+        stream = iter(row_groups)
+        while groups := list(islice(stream, MIX_GROUPS if self.training else 1)):
+            size = sum(len(group.places) for group in groups)
+            order = rng.permutation(size) if self.training else np.arange(size)
+            if skip < size:
+                rows = [row for group in groups for row in _read(group)]
+                for place in order[skip:]:
+                    yield rows[place]
+            skip = max(skip - size, 0)
+
+    def _sample(self, row: Row | _SetAside) -> Sample | _SetAside | None:
+        """The decoded row with the phrases of this step; None where there is nothing to ask."""
+        if isinstance(row, _SetAside):
+            return row
+        # Of its own for each image, so that threads and skipped batches change nothing.
+        rng = np.random.default_rng((self.seed, self.epoch, row.image_id % 2**63))
+        prompts: Sequence[Prompt] = row.prompts
+        if self.training:
+            prompts = draw_prompts(row.prompts, self.data.prompts_per_image, self.data.negative_share, rng)
+        if not prompts:
+            return None
+        flip = self.training and self.data.horizontal_flip and rng.random() < 0.5
+        try:
+            return decode_row(row, prompts, self.side, self.data.max_pixels, flip)
+        except Reject as reject:
+            return _SetAside(row.file_name, reject)
+
+    def _set_aside(
+        self, results: Iterable[Sample | _SetAside | None], rejects: Rejects, total: int | None
+    ) -> Iterator[Sample | None]:
+        """The samples, with None in place of what cannot be used."""
+        seen = 0
+        limit, setting = self.data.max_rejected_share, "data.max_rejected_share"
+        for result in results:
+            seen += 1
+            if isinstance(result, _SetAside):
+                rejects.add("row", result.name, result.reject)
+                if total is not None:
+                    rejects.check("row", total, limit, setting)
+                yield None
+            else:
+                yield result
+        rejects.check("row", seen if total is None else total, limit, setting)
+
+    def _in_places(self, samples: Iterator[Sample | None]) -> Iterator[list[Sample]]:
+        while places := list(islice(samples, self.images_per_batch)):
+            usable = [sample for sample in places if sample is not None]
+            if usable:
+                yield usable
+
+    def _by_prompts(self, samples: Iterator[Sample | None]) -> Iterator[list[Sample]]:
+        group: list[Sample] = []
+        asked = 0
+        for sample in samples:
+            for start in range(0, len(sample.asked) if sample else 0, MAX_PROMPTS):
+                assert sample is not None
+                piece = replace(sample, asked=sample.asked[start : start + MAX_PROMPTS])
+                if group and (len(group) == self.images_per_batch or asked + len(piece.asked) > MAX_PROMPTS):
+                    yield group
+                    group, asked = [], 0
+                group.append(piece)
+                asked += len(piece.asked)
+        if group:
+            yield group
+
+
+def _read(group: RowGroup) -> Sequence[Row | _SetAside]:
+    try:
+        return read_rows(group)
+    except Reject as reject:
+        return [_SetAside(f"{Path(group.path).name}, row group {group.index}", reject)] * len(group.places)

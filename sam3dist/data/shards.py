@@ -1,0 +1,113 @@
+"""Shards on disk: the manifest, the row groups in it, and their rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from sam3dist.data.rejects import Reject
+from sam3dist.data.rows import SCHEMA, SCHEMA_VERSION, Row, from_table
+from sam3dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A reference to some rows of a Parquet row group: `part`, `part + parts`, ... of its first `rows` rows.
+
+    A reference is a few bytes: it travels between processes where pixels would be dear.
+    """
+
+    path: str
+    index: int
+    rows: int
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def places(self) -> range:
+        """Places of the rows within the Parquet row group."""
+        return range(self.part, self.rows, self.parts)
+
+
+@dataclass(frozen=True)
+class Shards:
+    folder: Path
+    manifest: dict[str, Any]
+    row_groups: tuple[RowGroup, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(group.rows for group in self.row_groups)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the hashes of all shards: the same rows in the same order give the same."""
+        return str(self.manifest["content_sha256"])
+
+
+def open_shards(folder: Path | str) -> Shards:
+    """The shards that `prepare` wrote into a folder; reads the manifest only. Raises DataError."""
+    path = Path(folder) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: schema version {manifest['schema_version']}, this program reads {SCHEMA_VERSION}; "
+                "run `sam3dist prepare` again."
+            )
+        groups = tuple(
+            RowGroup(str(path.parent / shard["file"]), index, rows)
+            for shard in manifest["shards"]
+            for index, rows in enumerate(shard["row_groups"])
+        )
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no manifest.json in it; make shards with `sam3dist prepare`.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a manifest of shards ({error}); run `sam3dist prepare` again.") from None
+    return Shards(Path(folder), manifest, groups)
+
+
+def read_rows(group: RowGroup) -> list[Row]:
+    """The rows of a reference, in the order of `places`; raises Reject where the file cannot be read."""
+    try:
+        with pq.ParquetFile(group.path) as file:
+            table = file.read_row_group(group.index, use_threads=False)
+    except Exception as error:  # Arrow raises OSError, ArrowInvalid, IndexError and more on damaged files
+        raise Reject("corrupt shard", f"{type(error).__name__}: {error}"[:200]) from None
+    if not table.schema.equals(SCHEMA):
+        raise Reject("foreign shard", "its columns are not those of our rows")
+    if table.num_rows < group.rows:
+        raise Reject("corrupt shard", f"{table.num_rows} rows where the manifest says {group.rows}")
+    rows = from_table(table)
+    return [rows[place] for place in group.places]
+
+
+def split_row_groups(groups: Sequence[RowGroup], rank: int, world_size: int) -> list[RowGroup]:
+    """The share of one rank: every world_size-th row group, or, where there are few, every n-th row of them.
+
+    All ranks together get every row once. Few large row groups would leave ranks uneven or empty.
+    """
+    if world_size == 1:
+        return list(groups)
+    parts = -(-4 * world_size // max(len(groups), 1)) if len(groups) < 4 * world_size else 1
+    pieces = [replace(group, part=part, parts=parts) for group in groups for part in range(parts)]
+    return [piece for piece in pieces[rank::world_size] if piece.places]
+
+
+def first_rows(groups: Sequence[RowGroup], rows: int | None) -> list[RowGroup]:
+    """References to the first `rows` rows; None for all."""
+    chosen: list[RowGroup] = []
+    left = sum(group.rows for group in groups) if rows is None else rows
+    for group in groups:
+        if left <= 0:
+            break
+        chosen.append(replace(group, rows=min(group.rows, left)))
+        left -= group.rows
+    return chosen
