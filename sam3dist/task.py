@@ -58,8 +58,9 @@ def task_loss(student: SegOutputs, targets: Targets, weights: TaskWeights) -> tu
         + weights.box_giou * overlap
     )
 
-    last = matches.prompt >= (len(layers) - 1) * prompts
-    prompt, query, target = (index[last] for index in matches)
+    # Every layer has equally many pairs, and the last layer's come last.
+    pairs = len(matches.prompt) // len(layers)
+    prompt, query, target = (index[len(index) - pairs :] for index in matches)
     masks = student.mask_logits[prompt % prompts, query].float()
     truth = targets.masks[target % max(instances, 1)].float()
     kind = focal_loss(masks, truth, 0.25) if weights.mask_kind == "focal" else BCE_PER_FOCAL * bce(masks, truth)
