@@ -17,7 +17,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """Base of every section: frozen, and a key nobody knows is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TeacherConfig(Settings):
@@ -53,7 +53,7 @@ class StudentSpec(Settings):
     text_width: int | None = Field(None, ge=8, le=4096)
     text_depth: int | None = Field(None, ge=1, le=48)
     init: Literal["teacher", "random"] = "teacher"
-    """teacher: copy every weight that fits, evenly chosen layers, leading channels; random: start from nothing."""
+    """teacher: copy every weight that fits, layers and channels evenly chosen; random: start from nothing."""
 
 
 class DataConfig(Settings):

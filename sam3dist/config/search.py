@@ -44,7 +44,7 @@ class SearchConfig(Settings):
     name: str = "search"
     preset: str = "base"
     """The run every trial starts from."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys set on the preset for all trials."""
     space: dict[str, Range] = Field(min_length=1)
     """Dotted key of the run -> its range."""
