@@ -13,6 +13,9 @@ from PIL import Image, ImageFilter
 
 from sam3dist.data.samples.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, Thing
 
+SPLITS = {"train": 1, "val": 2}
+"""First word of every seed, so that no scene of one split is in another."""
+
 MIN_VISIBLE = 0.65
 """An object of which less than this share shows is placed anew."""
 

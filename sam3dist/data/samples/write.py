@@ -14,10 +14,6 @@ from sam3dist.data.prepare import PrepareSettings, prepare
 from sam3dist.data.samples.phrases import scene_questions
 from sam3dist.data.samples.scenes import make_scene
 
-SPLITS = {"train": 1, "val": 2}
-"""First word of every seed, so that no scene of one split is in another."""
-
-
 def write_scenes(
     out_dir: Path, images: int, seed: int = 0, side: int = 256, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Path, Path]:
