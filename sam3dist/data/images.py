@@ -11,8 +11,7 @@ from PIL import Image, ImageOps
 
 from sam3dist.data.rejects import Reject
 
-Image.init()  # now, not lazily: Pillow's own first call is not safe from several threads
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO files open as JPEG
 _ORIENTATION = 0x0112  # EXIF tag
 
 
