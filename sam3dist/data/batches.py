@@ -76,31 +76,57 @@ def endless(
     for this rank: the others would wait for it for ever.
     """
 
-    def epochs() -> Iterator[PromptBatch]:
+    def shares() -> Iterator[tuple[int, list[RowGroup]]]:
         for epoch in count(start_epoch):
             mine = split_row_groups(_shuffled(row_groups, seed, epoch), rank, world_size)
-            skip = start_batch if epoch == start_epoch else 0
-            reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch)
-            made = skip
-            for batch in reader.batches(mine, skip=skip):
-                made += 1
-                yield batch
-            if not made:
+            if not mine:
                 total = sum(len(group.places) for group in row_groups)
                 raise DataError(
                     f"data.train: {total} rows give worker {rank} of {world_size} nothing to train on; "
                     "use more images or a smaller strategy.num_workers."
                 )
+            yield epoch, mine
 
-    return run_ahead(epochs(), data.prefetch_batches)
+    return follow(shares(), data, image_size, seed=seed, skip_batches=start_batch)
+
+
+def follow(
+    epochs: Iterable[tuple[int, Sequence[RowGroup]]],
+    data: DataConfig,
+    image_size: int,
+    *,
+    seed: int,
+    skip_batches: int = 0,
+) -> Iterator[PromptBatch]:
+    """Training batches of one rank from pairs of an epoch and its row groups in order, after the first `skip_batches`.
+
+    The skipped ones are not read. DataError where a share has rows but not one that can be used.
+    """
+
+    def made() -> Iterator[PromptBatch]:
+        skip = skip_batches
+        for epoch, groups in epochs:
+            length = _length(groups, data)
+            if skip >= length:
+                skip -= length
+                continue
+            reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch)
+            empty = skip == 0
+            for batch in reader.batches(groups, skip=skip):
+                empty = False
+                yield batch
+            if empty:
+                raise DataError(f"data.train: not one row of a worker's share in epoch {epoch} can be used.")
+            skip = 0
+
+    return run_ahead(made(), data.prefetch_batches)
 
 
 def epoch_length(
     row_groups: Sequence[RowGroup], data: DataConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> int:
     """Batches of one rank in an epoch of `endless`, which turns a step into an epoch and a batch to start from."""
-    mine = split_row_groups(_shuffled(row_groups, seed, epoch), rank, world_size)
-    return -(-sum(len(group.places) for group in mine) // data.images_per_batch)
+    return _length(split_row_groups(_shuffled(row_groups, seed, epoch), rank, world_size), data)
 
 
 def evaluation_batches(
@@ -115,6 +141,10 @@ def evaluation_batches(
     """One rank's share of the first `max_images` images with all their phrases; together, ranks see each once."""
     mine = split_row_groups(first_rows(shards.row_groups, max_images), rank, world_size)
     return batches(mine, data, image_size, seed=0, epoch=0, training=False, images_per_batch=images_per_batch)
+
+
+def _length(groups: Sequence[RowGroup], data: DataConfig) -> int:
+    return -(-sum(len(group.places) for group in groups) // data.images_per_batch)
 
 
 def _shuffled(row_groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
