@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from sam3dist.models.layers import even_layers, global_layers, vision_layers
+
+SAM3 = [7, 15, 23, 31]
+
+
+def test_even_layers_keep_first_and_last():
+    assert even_layers(6, 4) == [0, 2, 3, 5]
+    assert even_layers(24, 2) == [0, 23]
+    assert even_layers(6, 6) == [0, 1, 2, 3, 4, 5]
+    assert even_layers(6, 1) == [0]
+    assert even_layers(2, 3) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("depth", "places"),
+    [(32, SAM3), (28, [6, 13, 20, 27]), (24, [5, 17, 23]), (16, [7, 15]), (8, [7]), (3, [2]), (1, [0])],
+)
+def test_global_layers_stay_in_proportion(depth, places):
+    assert global_layers(32, SAM3, depth) == places
+
+
+@pytest.mark.parametrize("depth", range(1, 33))
+def test_a_shallower_vision_tower_takes_each_kind_of_layer_from_its_kind_in_order(depth):
+    places = global_layers(32, SAM3, depth)
+    sources = vision_layers(32, SAM3, depth, places)
+    assert len(sources) == depth
+    assert sources == sorted(set(sources))
+    assert [source in SAM3 for source in sources] == [layer in places for layer in range(depth)]
+    assert sources[-1] == 31
+    if depth > 8:
+        assert sources[0] == 0
+
+
+def test_half_of_sam3_takes_every_second_window_between_its_global_layers():
+    sources = vision_layers(32, SAM3, 16, [7, 15])
+    assert sources == [0, 2, 4, 6, 10, 12, 14, 15, 16, 18, 20, 22, 26, 28, 30, 31]
+
+
+def test_a_deeper_copy_repeats_layers():
+    assert vision_layers(2, [1], 4, [3]) == [0, 0, 0, 1]
