@@ -24,8 +24,8 @@ def write_scenes(
     annotations: list[dict] = []
     for number in range(images):
         scene = make_scene((seed, number), side)
-        name = f"scene_{number:06d}.png"
-        Image.fromarray(scene.image).save(folder / name)
+        name = f"scene_{number:06d}.jpg"
+        Image.fromarray(scene.image).save(folder / name, quality=95)
         for question in scene_questions(scene.things, np.random.default_rng((seed, number, 1))):
             pair = len(pairs) + 1
             pairs.append(
