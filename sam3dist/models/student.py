@@ -12,7 +12,7 @@ from transformers import Sam3Config, Sam3Model
 from sam3dist.errors import ConfigError
 from sam3dist.models.inherit import inherit_weights
 from sam3dist.models.layers import global_layers
-from sam3dist.models.segmenter import Segmenter
+from sam3dist.models.segmenter import Segmenter, freeze_unused
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import StudentSpec
@@ -55,31 +55,6 @@ def student_config(spec: StudentSpec, teacher_config: Sam3Config) -> Sam3Config:
     geometry.hidden_size, geometry.num_attention_heads, geometry.num_layers, geometry.roi_size = 8, 1, 0, 1
     geometry.intermediate_size = 8
     return config
-
-
-def freeze_unused(net: Sam3Model) -> list[str]:
-    """The names of the parameters that no text prompt reaches, which now need no gradient.
-
-    Without this DDP waits for their gradients for ever. `Sam3Model.forward` drops the last level of the neck;
-    two stages of the pixel decoder join three levels; CLIP's projection feeds a pooled output nobody reads; the
-    geometry encoder is for boxes.
-    """
-    last_level = len(net.vision_encoder.neck.fpn_layers) - 1
-    joins = last_level - 1  # of the levels that are left
-    decoder = "mask_decoder.pixel_decoder"
-    stages = range(joins, len(net.mask_decoder.pixel_decoder.conv_layers))
-    prefixes = (
-        f"vision_encoder.neck.fpn_layers.{last_level}.",
-        "text_encoder.text_projection.",
-        "geometry_encoder.",
-        *(f"{decoder}.{part}.{stage}." for stage in stages for part in ("conv_layers", "norms")),
-    )
-    frozen = []
-    for name, parameter in net.named_parameters():
-        if name.startswith(prefixes):
-            parameter.requires_grad_(False)
-            frozen.append(name)
-    return frozen
 
 
 def _shape_image(spec: StudentSpec, config: Any) -> None:

@@ -8,9 +8,9 @@ from transformers import Sam3Config, Sam3Model
 from sam3dist.config.distill import StudentSpec
 from sam3dist.errors import ConfigError
 from sam3dist.models.checkpoint import load_segmenter, save_segmenter
-from sam3dist.models.segmenter import Pupil, segment
+from sam3dist.models.segmenter import Pupil, freeze_unused, segment
 from sam3dist.models.size import model_size
-from sam3dist.models.student import build_student, freeze_unused, student_config
+from sam3dist.models.student import build_student, student_config
 
 SPECS = {
     "same": StudentSpec(),
