@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Answers, four_prompts, truthful
+from tests.sam3dist.cases import Answers, four_prompts, truthful
 from torch.distributions import Bernoulli, kl_divergence
 
 from sam3dist.config.distill import TaskWeights

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import batch_of, rectangle
+from tests.sam3dist.cases import batch_of, rectangle
 
 from sam3dist.data.masks import decode_rle, encode_mask
 from sam3dist.targets import coverage, make_targets

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Answers, batch_of, four_prompts, rectangle, truthful
+from tests.sam3dist.cases import Answers, batch_of, four_prompts, rectangle, truthful
 
 from sam3dist.boxes import iou_and_giou
 from sam3dist.config.distill import TaskWeights
