@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sam3dist.data.masks import decode_rle, rle_area
+from sam3dist.data.masks import decode_rle, rle_area, rle_box
+from sam3dist.metrics.cgf1 import IOU_THRESHOLDS, InstanceCounts, micro_scores, true_positives
 from sam3dist.metrics.iou import dice, iou
 from sam3dist.metrics.presence import f1, precision, ratio, recall
 from sam3dist.predictions import finite_pairs, image_size, kept_queries, upsampled
 from sam3dist.types import PromptBatch, SegOutputs
 
+INSTANCE_SUMS = ("true_positives", "false_positives", "false_negatives", "false_positives_of_positives")
+"""Each [T], one for each IoU threshold of cgF1."""
+PAIR_SUMS = ("pairs_true_positive", "pairs_false_positive", "pairs_true_negative", "pairs_false_negative")
 SUMS = (
     "num_pairs",
     "num_positive",
@@ -25,6 +32,7 @@ SUMS = (
     "detected_false",
     "head_true",
     "head_false",
+    *PAIR_SUMS,
 )
 
 
@@ -43,29 +51,31 @@ class Evaluator:
     - `presence_precision`, `presence_recall`, `presence_f1`: of "at least one query is kept" as the answer to
       "does the phrase name something here?"; counts are added up first.
     - `presence_head_f1`: the same F1 for sigmoid(presence) > 0.5, whatever the queries say.
+    - `cgf1`, `pmf1`, `il_mcc`: instances instead of unions, as the SAM3 authors measure them (metrics/cgf1.py), over
+      the pairs that are annotated exhaustively and have no crowd region.
     - `num_pairs` = `num_positive` + `num_negative`.
     - `num_nonfinite`: pairs with a NaN or infinite logit. They count as answered with nothing, so a broken model
       gets a low score and not a crash.
 
     A metric without a denominator is nan (null in JSON): `miou_positive` without positives, `presence_precision`
-    without a detection. Pairs that are not annotated exhaustively count like all others.
+    without a detection. Apart from cgF1, pairs that are not annotated exhaustively count like all others.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self.sums = dict.fromkeys(SUMS, 0.0)
+        self.sums: dict[str, np.ndarray] = {name: np.zeros(()) for name in SUMS}
+        self.sums |= {name: np.zeros(len(IOU_THRESHOLDS)) for name in INSTANCE_SUMS}
 
     def update(self, outputs: SegOutputs, batch: PromptBatch) -> None:
         """Adds the pairs of one batch; the outputs may be on any device."""
         finite = finite_pairs(outputs).tolist()
         says_present = (outputs.presence_logits > 0).tolist()  # NaN > 0 is False
+        exhaustive = batch.exhaustive.tolist()
         kept = kept_queries(outputs, self.threshold)
         for prompt, present in enumerate(batch.present.tolist()):
-            queries = kept[prompt]
-            detected, head = len(queries) > 0, finite[prompt] and says_present[prompt]
-            logits = outputs.mask_logits[prompt, queries]
-            intersection, predicted, truth = _pixel_counts(logits, batch, prompt)
-            overlap = iou(intersection, predicted, truth)
+            detected, head = len(kept[prompt]) > 0, finite[prompt] and says_present[prompt]
+            pixels = compare(outputs.mask_logits[prompt, kept[prompt]], batch, prompt)
+            overlap = iou(pixels.both, pixels.predicted, pixels.truth)
             self._add("num_pairs", 1)
             self._add("num_positive", present)
             self._add("num_nonfinite", not finite[prompt])
@@ -74,26 +84,46 @@ class Evaluator:
             self._add("detected_false", detected and not present)
             self._add("head_true", head and present)
             self._add("head_false", head and not present)
-            if truth:
+            if pixels.truth:
                 self._add("iou_positive", overlap)
-                self._add("dice", dice(intersection, predicted, truth))
+                self._add("dice", dice(pixels.both, pixels.predicted, pixels.truth))
             else:
                 self._add("num_maskless", present)
+            if exhaustive[prompt] and batch.ignore[prompt] is None:
+                self._add_instances(pixels.instance_ious)
+
+    def _add_instances(self, ious: np.ndarray) -> None:
+        found, instances = ious.shape
+        matched = true_positives(ious)
+        self._add("true_positives", matched)
+        self._add("false_positives", found - matched)
+        self._add("false_negatives", instances - matched)
+        self._add("false_positives_of_positives", (found - matched) * bool(instances))
+        answer = "positive" if found else "negative"
+        self._add(f"pairs_{'true' if bool(found) == bool(instances) else 'false'}_{answer}", 1)
+
+    def _add(self, name: str, value: np.ndarray | float) -> None:
+        self.sums[name] += value
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         """Replaces the sums by those of all ranks; call it once, on every rank.
 
         all_reduce: takes a float64 CPU tensor and returns the sum of every rank's.
         """
-        total = all_reduce(torch.tensor([self.sums[name] for name in SUMS], dtype=torch.float64))
-        self.sums = dict(zip(SUMS, total.tolist(), strict=True))
+        total = all_reduce(torch.from_numpy(np.concatenate([value.ravel() for value in self.sums.values()]))).numpy()
+        ends = np.cumsum([value.size for value in self.sums.values()])
+        parts = zip(self.sums.items(), np.split(total, ends[:-1]), strict=True)
+        self.sums = {name: part.reshape(value.shape) for (name, value), part in parts}
 
     def compute(self) -> dict[str, float]:
         """The metrics by name, numbers of pairs as integers."""
-        sums = self.sums
+        sums = {name: float(self.sums[name]) for name in SUMS}
         positive = sums["num_positive"]
         detected, head = sums["detected_true"], sums["head_true"]
         with_pixels = positive - sums["num_maskless"]
+        counts = InstanceCounts(**{name: self.sums[name] for name in (*INSTANCE_SUMS, *PAIR_SUMS)})
+        judged = any(sums[name] for name in PAIR_SUMS)
+        scores = micro_scores(counts) if judged else dict.fromkeys(("cgF1", "positive_micro_F1", "IL_MCC"), nan)
         return {
             "miou_positive": ratio(sums["iou_positive"], with_pixels),
             "miou_all": ratio(sums["iou_all"], sums["num_pairs"]),
@@ -102,6 +132,9 @@ class Evaluator:
             "presence_recall": recall(detected, positive - detected),
             "presence_f1": f1(detected, sums["detected_false"], positive - detected),
             "presence_head_f1": f1(head, sums["head_false"], positive - head),
+            "cgf1": float(np.mean(scores["cgF1"])),
+            "pmf1": float(np.mean(scores["positive_micro_F1"])),
+            "il_mcc": scores["IL_MCC"],
             "num_pairs": int(sums["num_pairs"]),
             "num_positive": int(positive),
             "num_negative": int(sums["num_pairs"] - positive),
@@ -109,27 +142,47 @@ class Evaluator:
             "num_nonfinite": int(sums["num_nonfinite"]),
         }
 
-    def _add(self, name: str, value: float) -> None:
-        self.sums[name] += value
+
+@dataclass(frozen=True)
+class Overlap:
+    """How the kept masks of one pair lie on its truth, in pixels of the original image outside the crowd region."""
+
+    both: int
+    predicted: int
+    truth: int
+    instance_ious: np.ndarray  # [K, N] of kept masks and instances, crowd or not
 
 
-def _pixel_counts(logits: Tensor, batch: PromptBatch, prompt: int) -> tuple[int, int, int]:
-    """Pixels of (both, the prediction, the truth) outside the crowd region, given the kept mask logits [K, h, w]."""
+def compare(logits: Tensor, batch: PromptBatch, prompt: int) -> Overlap:
+    """The overlap of the kept mask logits [K, h, w] of one prompt with its truth."""
     instances, crowd = batch.masks[prompt], batch.ignore[prompt]
-    size = image_size(batch, prompt)
-    assert all((rle.height, rle.width) == size for rle in instances)
-    if len(logits) == 0 and crowd is None and len(instances) <= 1:
-        return 0, 0, sum(map(rle_area, instances))  # nothing to decode
-    truth = torch.zeros(size, dtype=torch.bool)
-    for rle in instances:
-        truth |= torch.from_numpy(decode_rle(rle))
-    truth = truth.to(logits.device)
-    predicted = torch.zeros_like(truth)
-    for masks in upsampled(logits, size):
-        predicted |= masks.any(dim=0)
+    size, device = image_size(batch, prompt), logits.device
+    assert all((rle.height, rle.width) == size for rle in instances), "masks are of another size than their image"
+    nothing = np.zeros((len(logits), len(instances)))
+    if len(logits) == 0 and len(instances) == 0:
+        return Overlap(0, 0, 0, nothing)
+    decoded = [torch.from_numpy(decode_rle(rle)).to(device) for rle in instances]
+    union = torch.zeros(size, dtype=torch.bool, device=device)
+    for mask in decoded:
+        union |= mask
+    predicted = torch.zeros_like(union)
+    shared, areas = torch.zeros(nothing.shape, dtype=torch.int64), torch.zeros(len(logits), dtype=torch.int64)
+    done = 0
+    for part in upsampled(logits, size):
+        predicted |= part.amax(dim=0) > 0
+        if instances:
+            rows = slice(done, done + len(part))
+            masks = part > 0
+            areas[rows] = masks.flatten(1).count_nonzero(dim=1).cpu()
+            for column, (mask, rle) in enumerate(zip(decoded, instances, strict=True)):
+                left, top, right, bottom = rle_box(rle)  # an instance is small: look at its box only
+                crop = masks[:, top:bottom, left:right] & mask[top:bottom, left:right]
+                shared[rows, column] = crop.flatten(1).count_nonzero(dim=1).cpu()
+        done += len(part)
     if crowd is not None:
-        counted = ~torch.from_numpy(decode_rle(crowd)).to(logits.device)
-        truth &= counted
+        counted = ~torch.from_numpy(decode_rle(crowd)).to(device)
+        union &= counted
         predicted &= counted
-    counts = torch.stack([(truth & predicted).sum(), predicted.sum(), truth.sum()]).tolist()
-    return counts[0], counts[1], counts[2]
+    both, found, truth = torch.stack([(union & predicted).sum(), predicted.sum(), union.sum()]).tolist()
+    either = areas[:, None] + torch.tensor([rle_area(rle) for rle in instances]) - shared
+    return Overlap(both, found, truth, shared.numpy() / either.clamp(min=1).numpy())  # float64

@@ -166,6 +166,19 @@ def test_non_finite_output_is_counted_and_scored_as_empty(field: str, value: flo
     assert metrics["presence_head_f1"] == 2 / 4  # one found, one missed, one false
 
 
+def test_instances_count_for_cgf1_where_all_of_them_are_known():
+    halves, quarter = [region(LEFT), region(np.s_[:, 4:])], region(np.s_[:4, :4])
+    truths = [halves, [], [region(LEFT)], [region(LEFT)]]
+    found = [[region(LEFT), quarter], [], [region(TOP)], [region(TOP)]]
+    batch = batch_of(truths, crowds=[None, None, None, region(np.s_[7:, 7:])])
+    partly = PromptBatch(**{**vars(batch), "exhaustive": torch.tensor([True, True, False, True])})
+    metrics = measured(outputs_of(found), partly)
+    # Two pairs are left: one with 1 hit, 1 false and 1 missed instance, one rightly empty.
+    assert metrics["pmf1"] == pytest.approx(1 / 2, abs=1e-4)
+    assert metrics["il_mcc"] == pytest.approx(1, abs=1e-5)
+    assert metrics["cgf1"] == pytest.approx(1 / 2, abs=1e-4)
+
+
 def test_metrics_without_a_denominator_are_nan():
     nothing = Evaluator(0.5).compute()
     assert all(isnan(value) for name, value in nothing.items() if not name.startswith("num_"))
