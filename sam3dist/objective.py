@@ -1,0 +1,71 @@
+"""Quality against size: one score to rank by, the front to choose from, and the area under it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf, isfinite, log10
+from typing import TYPE_CHECKING
+
+from sam3dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import ObjectiveConfig
+
+Point = tuple[float, float]
+"""(quality, size): more of the first and less of the second is better."""
+
+
+def score(
+    metrics: Mapping[str, float], params_millions: float, objective: ObjectiveConfig, reference_millions: float
+) -> float:
+    """quality - size_weight * log10(params_millions / reference_millions), what trials are ranked by.
+
+    A student of the reference's size (the teacher's) scores its quality; one ten times smaller scores `size_weight`
+    more. A quality that is not finite scores -inf: ASHA would let NaN pass every rung, -inf is last.
+    """
+    if objective.quality not in metrics:
+        known = ", ".join(sorted(metrics))
+        raise ConfigError(f"objective.quality={objective.quality} was not measured; use one of {known}.")
+    assert params_millions > 0, params_millions
+    assert reference_millions > 0, reference_millions
+    quality = metrics[objective.quality]
+    if not isfinite(quality):
+        return -inf
+    return quality - objective.size_weight * log10(params_millions / reference_millions)
+
+
+def pareto_front(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other beats, smallest first.
+
+    A point is beaten by one with at least its quality and at most its size that is better in one of the two. Of
+    equal points the first stands for all. A point with a number that is not finite is never on the front.
+    """
+    usable = [i for i, (quality, size) in enumerate(points) if isfinite(quality) and isfinite(size)]
+    front: list[int] = []
+    best = -inf
+    for index in sorted(usable, key=lambda i: (points[i][1], -points[i][0], i)):
+        quality, _ = points[index]
+        if quality > best:
+            front.append(index)
+            best = quality
+    return front
+
+
+def hypervolume(points: Sequence[Point], reference: Point, *, log_size: bool = False) -> float:
+    """The area of all (quality, size) that some point beats and that beat `reference`, exactly.
+
+    reference: the least quality and the greatest size that are worth anything, such as (0, the teacher's size);
+    points that are not better than it in both add nothing. Compare hypervolumes of one reference only. With
+    `log_size` the size axis is log10(size), so that a halving counts the same everywhere; sizes must be positive.
+    """
+    floor, ceiling = reference
+    assert isfinite(floor), reference
+    assert isfinite(ceiling), reference
+    inside = [(quality, size) for quality, size in points if quality > floor and size < ceiling]
+    area, lowest = 0.0, floor
+    for index in pareto_front(inside):  # smallest first, so quality rises: each adds the strip above those before
+        quality, size = inside[index]
+        width = log10(ceiling / size) if log_size else ceiling - size
+        area += (quality - lowest) * width
+        lowest = quality
+    return area
