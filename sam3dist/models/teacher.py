@@ -1,0 +1,80 @@
+"""The frozen network that students imitate, from wherever it is kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError
+
+from sam3dist.errors import CheckpointError, ConfigError
+from sam3dist.models.checkpoint import assemble, first_line, load_segmenter, read_segmenter
+from sam3dist.models.meta_weights import read_meta_checkpoint
+from sam3dist.models.segmenter import Segmenter
+from sam3dist.models.text import clip_tokenizer
+
+EMBEDDED = Path(__file__).parents[1] / "data" / "samples" / "teacher"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_teacher(source: str | Path, device: str | torch.device = "cpu", precision: str = "auto") -> Segmenter:
+    """The teacher, frozen and in eval mode, on `device`.
+
+    source: "embedded" (ships with the package), a directory (a teacher's, a student's or a training
+    checkpoint), Meta's `sam3.pt`, or a Hugging Face id, which is downloaded once. Every weight must fit; else
+    CheckpointError.
+    precision: "auto" takes bf16 where the device computes it fast, else fp32. In bf16 and fp16 the two towers
+    are stored so, too; the small heads stay fp32, because boxes need more digits than bf16 has.
+    """
+    if precision not in ("auto", "fp32", *DTYPES):
+        raise ConfigError(f"teacher.precision={precision} is unknown; use auto, fp32, bf16 or fp16.")
+    teacher = _read(source).to(device).requires_grad_(False).eval()
+    if precision == "auto":
+        precision = "bf16" if computes_bf16_fast(torch.device(device)) else "fp32"
+    if precision in DTYPES:
+        teacher.autocast = DTYPES[precision]
+        # Parameters only: rotary frequencies are buffers, and rounding those would bend positions.
+        for tower in (teacher.net.vision_encoder, teacher.net.text_encoder):
+            for parameter in tower.parameters():
+                parameter.data = parameter.data.to(DTYPES[precision])
+    return teacher
+
+
+def computes_bf16_fast(device: torch.device) -> bool:
+    """Whether bf16 has its own units here: NVIDIA from Ampere on; CPUs vary too much to count on it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _read(source: str | Path) -> Segmenter:
+    if source == "embedded":
+        return load_segmenter(EMBEDDED)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return load_segmenter(path)
+    if path.is_file():
+        if path.suffix not in (".pt", ".pth"):
+            raise CheckpointError(f"{path} is a file but not Meta's sam3.pt; give the directory that holds it.")
+        return assemble(read_meta_checkpoint(path), clip_tokenizer(), path)
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        raise CheckpointError(
+            f"{source} does not exist; give a directory, Meta's sam3.pt, or an id like facebook/sam3."
+        )
+    return read_segmenter(_download(source))
+
+
+def _download(hub_id: str) -> str:
+    """The local directory of a Hugging Face model, downloaded with progress unless it is there already."""
+    try:
+        return snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "merges.txt"])
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{hub_id} asks you to accept its licence; do so on its page, then run `hf auth login`."
+        ) from error
+    except Exception as error:  # the client raises errors of several libraries
+        raise CheckpointError(
+            f"{hub_id} is neither a directory here nor could it be downloaded ({first_line(error)}); "
+            "copy the model to this machine and give its directory."
+        ) from error
