@@ -65,6 +65,8 @@ class Evaluator:
         self.threshold = threshold
         self.sums: dict[str, np.ndarray] = {name: np.zeros(()) for name in SUMS}
         self.sums |= {name: np.zeros(len(IOU_THRESHOLDS)) for name in INSTANCE_SUMS}
+        self.overlaps: list[float] = []
+        """The IoU of each pair of this rank in the order of `update`, as `miou_all` averages them."""
 
     def update(self, outputs: SegOutputs, batch: PromptBatch) -> None:
         """Adds the pairs of one batch; the outputs may be on any device."""
@@ -80,6 +82,7 @@ class Evaluator:
             self._add("num_positive", present)
             self._add("num_nonfinite", not finite[prompt])
             self._add("iou_all", overlap)
+            self.overlaps.append(overlap)
             self._add("detected_true", detected and present)
             self._add("detected_false", detected and not present)
             self._add("head_true", head and present)
