@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from sam3dist.errors import CheckpointError
+from sam3dist.models.checkpoint import load_segmenter, save_segmenter
 from sam3dist.models.meta_weights import convert_meta_state, read_meta_checkpoint
+from sam3dist.models.segmenter import Segmenter
 
 MODULES = {  # of a Sam3Model with 2 layers everywhere and 1 in the geometry encoder: transformers -> Meta
     "vision_encoder.backbone.embeddings.patch_embeddings.projection": "backbone.vision_backbone.trunk.patch_embed.proj",
@@ -148,6 +150,11 @@ def test_every_weight_of_metas_file_finds_its_place(tiny_teacher, meta_state, tm
         assert torch.equal(ours[name], value), name
     buffers = dict(tiny_teacher.net.named_buffers())
     assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
+    save_segmenter(
+        Segmenter(net, tiny_teacher.tokenizer), tmp_path / "converted"
+    )  # parts of fused tensors can be saved
+    again = load_segmenter(tmp_path / "converted").net.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in theirs.items())
 
 
 def test_a_missing_weight_is_named(tiny_teacher, meta_state, tmp_path):
