@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from sam3dist.models.segmenter import Segmenter, freeze_unused
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import StudentSpec
+
+log = logging.getLogger(__name__)
 
 GROUPS = 8  # of every GroupNorm in the mask decoder
 
@@ -31,7 +34,10 @@ def build_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter
         torch.manual_seed(seed)
         net = Sam3Model(config).float()
     if spec.init == "teacher":
-        inherit_weights(net, teacher.net)
+        inherited = inherit_weights(net, teacher.net)
+        share = sum(net.get_parameter(name).numel() for name in inherited.fresh) / net.num_parameters()
+        if share > 0.5:
+            log.warning("student.init=teacher: %.0f %% of the parameters do not fit and start random.", 100 * share)
     freeze_unused(net)
     return Segmenter(net, teacher.tokenizer).train()
 

@@ -142,3 +142,10 @@ def test_a_student_that_lost_a_layer_sees_more_like_the_teacher_than_a_random_on
 
     assert likeness(vision_depth=1) > 0.9
     assert likeness(vision_depth=1, init="random") < 0.5
+
+
+def test_a_student_that_can_inherit_little_says_so(tiny_teacher, caplog):
+    build_student(StudentSpec(vision_width=16, detr_width=16), tiny_teacher, seed=0)
+    assert not caplog.records
+    build_student(StudentSpec(vision_width=48, detr_width=48), tiny_teacher, seed=0)
+    assert "do not fit and start random" in caplog.text
