@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import nan
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam3dist.data.masks import decode_rle, rle_area, rle_box
 from sam3dist.metrics.cgf1 import IOU_THRESHOLDS, InstanceCounts, micro_scores, true_positives
 from sam3dist.metrics.iou import dice, iou
+from sam3dist.metrics.overlap import compare
 from sam3dist.metrics.presence import f1, precision, ratio, recall
-from sam3dist.predictions import finite_pairs, image_size, kept_queries, upsampled
+from sam3dist.predictions import finite_pairs, kept_queries
 from sam3dist.types import PromptBatch, SegOutputs
 
 INSTANCE_SUMS = ("true_positives", "false_positives", "false_negatives", "false_positives_of_positives")
@@ -144,48 +143,3 @@ class Evaluator:
             "num_maskless": int(sums["num_maskless"]),
             "num_nonfinite": int(sums["num_nonfinite"]),
         }
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """How the kept masks of one pair lie on its truth, in pixels of the original image outside the crowd region."""
-
-    both: int
-    predicted: int
-    truth: int
-    instance_ious: np.ndarray  # [K, N] of kept masks and instances, crowd or not
-
-
-def compare(logits: Tensor, batch: PromptBatch, prompt: int) -> Overlap:
-    """The overlap of the kept mask logits [K, h, w] of one prompt with its truth."""
-    instances, crowd = batch.masks[prompt], batch.ignore[prompt]
-    size, device = image_size(batch, prompt), logits.device
-    assert all((rle.height, rle.width) == size for rle in instances), "masks are of another size than their image"
-    nothing = np.zeros((len(logits), len(instances)))
-    if len(logits) == 0 and len(instances) == 0:
-        return Overlap(0, 0, 0, nothing)
-    decoded = [torch.from_numpy(decode_rle(rle)).to(device) for rle in instances]
-    union = torch.zeros(size, dtype=torch.bool, device=device)
-    for mask in decoded:
-        union |= mask
-    predicted = torch.zeros_like(union)
-    shared, areas = torch.zeros(nothing.shape, dtype=torch.int64), torch.zeros(len(logits), dtype=torch.int64)
-    done = 0
-    for part in upsampled(logits, size):
-        predicted |= part.amax(dim=0) > 0
-        if instances:
-            rows = slice(done, done + len(part))
-            masks = part > 0
-            areas[rows] = masks.flatten(1).count_nonzero(dim=1).cpu()
-            for column, (mask, rle) in enumerate(zip(decoded, instances, strict=True)):
-                left, top, right, bottom = rle_box(rle)  # an instance is small: look at its box only
-                crop = masks[:, top:bottom, left:right] & mask[top:bottom, left:right]
-                shared[rows, column] = crop.flatten(1).count_nonzero(dim=1).cpu()
-        done += len(part)
-    if crowd is not None:
-        counted = ~torch.from_numpy(decode_rle(crowd)).to(device)
-        union &= counted
-        predicted &= counted
-    both, found, truth = torch.stack([(union & predicted).sum(), predicted.sum(), union.sum()]).tolist()
-    either = areas[:, None] + torch.tensor([rle_area(rle) for rle in instances]) - shared
-    return Overlap(both, found, truth, shared.numpy() / either.clamp(min=1).numpy())  # float64
