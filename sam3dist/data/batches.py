@@ -6,7 +6,7 @@ gap in its batch and moves no other row, so that a run can resume in the middle 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -43,7 +43,7 @@ def batches(
     training: bool,
     images_per_batch: int | None = None,
     rejects: Rejects | None = None,
-) -> Iterator[PromptBatch]:
+) -> Generator[PromptBatch]:
     """The batches of one epoch, made by background threads; closing the iterator early stops them.
 
     Training: row groups are shuffled where they come as a sequence (a stream is taken as it comes), rows among a
@@ -69,7 +69,7 @@ def endless(
     world_size: int = 1,
     start_epoch: int = 0,
     start_batch: int = 0,
-) -> Iterator[PromptBatch]:
+) -> Generator[PromptBatch]:
     """Training batches of one rank, epoch after epoch, shuffled anew in each; resumes at (start_epoch, start_batch).
 
     Batches before the start are skipped without being read. Raises DataError where an epoch has not one batch
@@ -97,7 +97,7 @@ def follow(
     *,
     seed: int,
     skip_batches: int = 0,
-) -> Iterator[PromptBatch]:
+) -> Generator[PromptBatch]:
     """Training batches of one rank from pairs of an epoch and its row groups in order, after the first `skip_batches`.
 
     The skipped ones are not read. DataError where a share has rows but not one that can be used.
@@ -137,7 +137,7 @@ def evaluation_batches(
     world_size: int = 1,
     max_images: int | None = None,
     images_per_batch: int | None = None,
-) -> Iterator[PromptBatch]:
+) -> Generator[PromptBatch]:
     """One rank's share of the first `max_images` images with all their phrases; together, ranks see each once."""
     mine = split_row_groups(first_rows(shards.row_groups, max_images), rank, world_size)
     return batches(mine, data, image_size, seed=0, epoch=0, training=False, images_per_batch=images_per_batch)

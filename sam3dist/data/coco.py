@@ -46,13 +46,13 @@ def coco_records(spill: Spill, settings: PrepareSettings, rejects: Rejects) -> I
             continue
         answers = _by_phrase(spill.annotations(number), phrase_of, rejects)
         shown = {annotation["category_id"] for found in answers.values() for annotation in found}
-        partly = spill.doubts(number) | integers(image.get("dropped_tiny"))
+        partly = integers(list(spill.doubts(number))) | integers(image.get("dropped_tiny"))
         partly |= integers(image.get("not_exhaustive_category_ids"))
         annotated = _annotated_completely(image, set(phrase_of), sources, settings) - partly
         absent = integers(image["neg_category_ids"]) if "neg_category_ids" in image else annotated
         for category in sorted(absent & shown) if "neg_category_ids" in image else ():
             rejects.add("negative", number, Reject("negative is present", f"category {category} is annotated"))
-        absent -= shown | partly
+        absent = absent - shown - partly
         questions = [
             Question(phrase, True, _all_known(ids_of[phrase], image, annotated, partly), tuple(found))
             for phrase, found in answers.items()
@@ -101,9 +101,10 @@ def _sources(info: Any) -> dict[str, set[int]] | None:
 def _by_phrase(annotations: list[dict], phrase_of: dict[int, str], rejects: Rejects) -> dict[str, list[dict]]:
     found: dict[str, list[dict]] = defaultdict(list)
     for annotation in annotations:
-        phrase = phrase_of.get(annotation["category_id"])
+        category = annotation.get("category_id")
+        phrase = None if category is None else phrase_of.get(category)
         if phrase is None:
-            unknown = Reject("unknown category id", f"category_id {annotation['category_id']} has no name")
+            unknown = Reject("unknown category id", f"category_id {category} has no name")
             rejects.add("annotation", annotation["id"], unknown)
         else:
             found[phrase].append(annotation)

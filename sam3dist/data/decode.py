@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sam3dist.data.images import load_pixels, open_image, to_rgb
+from sam3dist.data.images import damage_as_reject, load_pixels, open_image, to_rgb
 from sam3dist.data.masks import flip_rle
 from sam3dist.data.rejects import Reject
 from sam3dist.data.rows import Prompt, Row
@@ -58,12 +58,13 @@ def decode_image(data: bytes, size: tuple[int, int], side: int, max_pixels: int)
     image = open_image(data, max_pixels)
     if image.size != (size[1], size[0]):
         raise Reject("image size", f"{image.size[::-1]} pixels where the row says {size}")
-    # Lets libjpeg decode at 1/2, 1/4 or 1/8 scale as long as that is no smaller than wanted: most of the time saved.
-    image.draft("RGB", (side, side))
-    image = to_rgb(load_pixels(image))
-    if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    with damage_as_reject():
+        # Lets libjpeg decode at 1/2, 1/4 or 1/8 scale while that is no smaller than wanted: most of the time saved.
+        image.draft("RGB", (side, side))
+        image = to_rgb(load_pixels(image))
+        if image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def collate(samples: Sequence[Sample]) -> PromptBatch:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sam3dist.data.rejects import Reject
 
+# Pillow warns of large images above a limit of its own, and of odd metadata. Filtered once and for all: a filter
+# put up and taken down in threads would leave others behind.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # MPO files open as JPEG
-_ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def find_image(folder: Path, file_name: str) -> Path:
@@ -40,18 +55,24 @@ def read_image(path: Path, height: int, width: int, max_pixels: int) -> tuple[by
     on white), other formats, and EXIF orientation, which is applied as annotation tools do, unless only the
     unrotated size is the annotated one.
     """
-    data = path.read_bytes()
-    if not data:
-        raise Reject("corrupt image", "the file is empty")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Reject("unreadable image", f"{path.name!a:.80}: {error.strerror}") from None
     image = load_pixels(open_image(data, max_pixels))
-    upright = _upright(image, (width, height))
-    if upright.size != (width, height):
-        raise Reject("image size", f"{upright.size[::-1]} pixels where the annotations say {(height, width)}")
-    plain = image.format in ("JPEG", "MPO", "PNG") and image.mode in ("L", "RGB") and "transparency" not in image.info
-    if plain and image.getexif().get(_ORIENTATION, 1) == 1:
-        return data, image
-    upright = to_rgb(upright)
-    return encode_image(upright, image.format), upright
+    with damage_as_reject():
+        orientation = _orientation(image)
+        upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        if image.size == (width, height) != upright.size:
+            upright = image
+        if upright.size != (width, height):
+            raise Reject("image size", f"{upright.size[::-1]} pixels where the annotations say {(height, width)}")
+        modes, formats = ("L", "RGB"), ("JPEG", "MPO", "PNG")
+        plain = image.format in formats and image.mode in modes and "transparency" not in image.info
+        if plain and orientation not in _TURNS:
+            return data, image
+        upright = to_rgb(upright)
+        return encode_image(upright, image.format), upright
 
 
 def encode_image(image: Image.Image, original_format: str | None) -> bytes:
@@ -66,15 +87,10 @@ def encode_image(image: Image.Image, original_format: str | None) -> bytes:
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """The image with its header read and its pixels not; raises Reject above `max_pixels` or for a broken header."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns above a limit of its own; ours is checked next.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Reject("too many pixels", str(error)) from None
-    except Exception as error:  # Pillow's parsers raise nearly every type on damaged files
-        raise Reject("corrupt image", f"{type(error).__name__}: {error}"[:200]) from None
+    if not data:
+        raise Reject("corrupt image", "the file is empty")
+    with damage_as_reject():
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise Reject("too many pixels", f"{image.height} x {image.width}, max_pixels={max_pixels}")
     return image
@@ -82,10 +98,8 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 
 def load_pixels(image: Image.Image) -> Image.Image:
     """The same image, decoded; raises Reject where the file is damaged or cut short."""
-    try:
+    with damage_as_reject():
         image.load()
-    except Exception as error:
-        raise Reject("corrupt image", f"{type(error).__name__}: {error}"[:200]) from None
     return image
 
 
@@ -104,8 +118,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image, annotated: tuple[int, int]) -> Image.Image:
-    if image.getexif().get(_ORIENTATION, 1) == 1:
-        return image
-    turned = ImageOps.exif_transpose(image)
-    return image if turned.size != annotated and image.size == annotated else turned
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged metadata does not make the pixels worse
+        return 1
+
+
+@contextmanager
+def damage_as_reject() -> Iterator[None]:
+    """Inside, whatever Pillow raises becomes Reject."""
+    try:
+        yield
+    except Reject:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Reject("too many pixels", str(error)) from None
+    except Exception as error:  # Pillow's parsers raise nearly every type on damaged files
+        raise Reject("corrupt image", f"{type(error).__name__}: {error}"[:200]) from None

@@ -13,6 +13,7 @@ from sam3dist.errors import DataError
 
 CHUNK_BYTES = 1 << 18
 _SPACE = re.compile(r"[ \t\n\r]*")
+_IN_NUMBER = re.compile(r"[-+.0-9eE]*")
 _decode_value = json.JSONDecoder().raw_decode
 
 
@@ -67,13 +68,17 @@ class _Buffer:
             try:
                 value, end = _decode_value(self.text, self.at)
             except json.JSONDecodeError as error:
-                if self.ended:
+                # Only a value cut by the end of the buffer is worth reading on: literals and escapes are short.
+                cut = error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated string")
+                if self.ended or not cut:
+                    self.at = error.pos
                     raise self.error(f"not JSON ({error.msg})") from None
-            except RecursionError:
-                raise self.error("nested too deeply") from None
+            except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
+                raise self.error(f"not JSON that can be read ({error})") from None
             else:
-                # A number that touches the end of the buffer may go on in the next chunk.
-                if end < len(self.text) or self.ended:
+                # A number cut by the end of the buffer reads as a shorter one.
+                may_go_on = isinstance(value, int | float) and _IN_NUMBER.fullmatch(self.text, end)
+                if self.ended or not may_go_on:
                     text, self.at = self.text[self.at : end], end
                     return value, text
             self._more(size)

@@ -9,7 +9,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,8 @@ def prepare(
         return manifest
     except DataError:
         rejects.close()
-        (work / REJECTED).replace(out / REJECTED)  # what a person needs to mend the data
+        if rejects.by_reason:
+            (work / REJECTED).replace(out / REJECTED)  # what a person needs to mend the data
         raise
     finally:
         rejects.close()
@@ -147,15 +147,15 @@ def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if not out.is_dir():
         raise DataError(f"{out}: is a file; give a directory for the shards.")
-    # What an interrupted run left is ours to replace; anything else is not.
-    ours = (".parquet", ".tmp", REJECTED)
-    foreign = next(
-        (entry.name for entry in islice(sorted(out.iterdir()), 100_000) if not entry.name.endswith(ours)), None
-    )
+    left = [path for pattern in ("shard-*.parquet", "prepare-*.tmp", REJECTED) for path in out.glob(pattern)]
+    foreign = next((path.name for path in out.iterdir() if path not in left), None)
     if foreign is not None:
         raise DataError(f"{out}: holds {foreign!r} and no manifest; give an empty directory for the shards.")
-    for left in out.glob("prepare-*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
+    for path in left:  # of an interrupted run
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
     return None
 
 

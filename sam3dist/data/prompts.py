@@ -51,19 +51,14 @@ def draw_prompts(
     """
     positives = [prompt for prompt in prompts if prompt.present]
     negatives = [prompt for prompt in prompts if not prompt.present]
-    num_negatives = min(_round(wanted * negative_share, rng), len(negatives))
+    expected = wanted * negative_share
+    if 0 < len(positives) < wanted - expected:
+        expected = len(positives) * negative_share / (1 - negative_share)
+    num_negatives = min(int(expected + rng.random()), len(negatives))  # one of two neighbours, right in the mean
     num_positives = min(wanted - num_negatives, len(positives))
-    if 0 < num_positives < wanted - num_negatives and negative_share < 1:
-        fitting = _round(num_positives * negative_share / (1 - negative_share), rng)
-        num_negatives = min(fitting, wanted - num_positives, len(negatives))
     chosen = [positives[i] for i in rng.permutation(len(positives))[:num_positives]]
     if num_negatives:
         weights = 1 / np.arange(1, len(negatives) + 1)
         picked = rng.choice(len(negatives), num_negatives, replace=False, p=weights / weights.sum())
         chosen += [negatives[i] for i in picked]
     return chosen
-
-
-def _round(value: float, rng: np.random.Generator) -> int:
-    """One of the two neighbouring integers, with `value` as its mean."""
-    return int(value + rng.random())

@@ -64,7 +64,12 @@ class ShardWriter:
             return
         if self._writer is None:
             self._writer = pq.ParquetWriter(
-                self._path(".tmp"), SCHEMA, compression=_COMPRESSION, use_dictionary=False, write_statistics=False
+                self._path(".tmp"),
+                SCHEMA,
+                compression=_COMPRESSION,
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
             )
         self._writer.write_table(to_table(self._rows), row_group_size=len(self._rows))
         self._groups.append(len(self._rows))

@@ -77,7 +77,7 @@ def open_shards(folder: Path | str) -> Shards:
 def read_rows(group: RowGroup) -> list[Row]:
     """The rows of a reference, in the order of `places`; raises Reject where the file cannot be read."""
     try:
-        with pq.ParquetFile(group.path) as file:
+        with pq.ParquetFile(group.path, page_checksum_verification=True) as file:
             table = file.read_row_group(group.index, use_threads=False)
     except Exception as error:  # Arrow raises OSError, ArrowInvalid, IndexError and more on damaged files
         raise Reject("corrupt shard", f"{type(error).__name__}: {error}"[:200]) from None

@@ -70,13 +70,13 @@ class Spill:
         found = self._db.execute("SELECT record FROM annotations WHERE image = ? ORDER BY id", (entry,))
         return [json.loads(text) for (text,) in found]
 
-    def doubts(self, entry: int) -> set[int]:
+    def doubts(self, entry: int) -> set[int | None]:
         """Categories of which an annotation of this image was set aside: what is left of them is not all."""
         return {category for (category,) in self._db.execute("SELECT category FROM doubts WHERE image = ?", (entry,))}
 
-    def categories_together(self) -> Iterator[set[int]]:
+    def categories_together(self) -> Iterator[set[int | None]]:
         """For each image, the categories annotated in it."""
-        together: set[int] = set()
+        together: set[int | None] = set()
         last = None
         for image, category in self._db.execute("SELECT image, category FROM annotations ORDER BY image"):
             if image != last and together:
@@ -116,13 +116,13 @@ class Spill:
         try:
             number = record_id(record, "id")
             image = record_id(record, "image_id")
-            category = record_id(record, "category_id") if "category_id" in record or not self.pairs else 0
+            category = record_id(record, "category_id") if "category_id" in record else None  # pairs do without
             row = (number, image, category, text)
             if not self._db.execute("INSERT OR IGNORE INTO annotations VALUES (?, ?, ?, ?)", row).rowcount:
                 raise Reject("duplicate annotation id", f"id {number} was there before")
         except Reject as reject:
             self._rejects.add("annotation", _name(record), reject)
-            if image is not None and category is not None:
+            if image is not None:
                 self._db.execute("INSERT INTO doubts VALUES (?, ?)", (image, category))
 
     def _set_dangling_aside(self) -> None:

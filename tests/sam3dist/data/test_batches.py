@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from sam3dist.config.distill import DataConfig
+from sam3dist.data.batches import MAX_PROMPTS, batches, endless, epoch_length, evaluation_batches
+from sam3dist.data.decode import decode_image
+from sam3dist.data.masks import decode_rle
+from sam3dist.data.rejects import Rejects
+from sam3dist.data.rows import from_table, to_table
+from sam3dist.data.shards import RowGroup, Shards, first_rows, open_shards, read_rows, split_row_groups
+from sam3dist.errors import DataError
+from sam3dist.types import PromptBatch
+from tests.sam3dist.data.coco_folder import SIZE, CocoFolder, picture_of
+
+SIDE = 16
+ROWS = 22
+
+
+def config(**changes: object) -> DataConfig:
+    return DataConfig(**({"images_per_batch": 4, "prompts_per_image": 2} | changes))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """22 rows in row groups of 4; each has one or two cats, and neither a dog nor a traffic light."""
+    coco = CocoFolder(tmp_path_factory.mktemp("batches"))
+    for index in range(ROWS):
+        image = coco.image()
+        coco.instance(image)
+        if index % 2:
+            coco.instance(image, segmentation=[[20, 2, 30, 2, 30, 8, 20, 8]])
+    coco.prepare(rows_per_group=4, rows_per_shard=12)
+    return open_shards(coco.out)
+
+
+def ids(made: list[PromptBatch]) -> list[int]:
+    return [image for batch in made for image in batch.image_ids]
+
+
+def questions(made: list[PromptBatch]) -> list[tuple[int, str]]:
+    return [
+        (batch.image_ids[image], phrase)
+        for batch in made
+        for image, phrase in zip(batch.image_of_prompt, batch.prompts, strict=True)
+    ]
+
+
+def training(shards: Shards, epoch: int = 0, seed: int = 0, **changes: object) -> list[PromptBatch]:
+    return list(batches(shards.row_groups, config(**changes), SIDE, seed=seed, epoch=epoch, training=True))
+
+
+def same(one: PromptBatch, other: PromptBatch) -> bool:
+    masks = [[rle.counts.tolist() for rle in rles] for rles in one.masks]
+    return (
+        torch.equal(one.images, other.images)
+        and one.image_ids == other.image_ids
+        and one.prompts == other.prompts
+        and masks == [[rle.counts.tolist() for rle in rles] for rles in other.masks]
+    )
+
+
+# --- training
+
+
+def test_an_epoch_shows_every_image_once(shards: Shards):
+    made = training(shards)
+    assert sorted(ids(made)) == list(range(1, ROWS + 1))
+    assert [len(batch.image_ids) for batch in made] == [4, 4, 4, 4, 4, 2]
+
+
+def test_a_batch_is_what_the_types_promise(shards: Shards):
+    for batch in training(shards):
+        assert batch.images.shape[1:] == (3, SIDE, SIDE)
+        assert batch.images.dtype == torch.uint8
+        assert batch.image_sizes == (SIZE,) * len(batch.image_ids)
+        assert batch.image_of_prompt.dtype == torch.int64
+        for image, phrase, present, masks in zip(
+            batch.image_of_prompt, batch.prompts, batch.present, batch.masks, strict=True
+        ):
+            assert present == (phrase == "cat")
+            number = batch.image_ids[image]
+            assert len(masks) == ((1 + (number - 1) % 2) if present else 0)
+
+
+def test_the_same_seed_and_epoch_give_the_same_batches_on_any_number_of_threads(shards: Shards):
+    one, other = training(shards, decode_threads=1), training(shards, decode_threads=4)
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_another_epoch_or_seed_gives_another_order(shards: Shards):
+    orders = {tuple(ids(training(shards, epoch, seed))) for epoch in range(3) for seed in range(3)}
+    assert len(orders) == 9
+
+
+def test_rows_of_different_row_groups_meet_in_a_batch(shards: Shards):
+    groups_of_batches = [{(image - 1) // 4 for image in batch.image_ids} for batch in training(shards)]
+    assert max(len(groups) for groups in groups_of_batches) > 1
+
+
+def test_the_share_of_negatives_is_as_configured(shards: Shards):
+    made = [batch for epoch in range(30) for batch in training(shards, epoch, negative_share=0.25, prompts_per_image=3)]
+    present = torch.cat([batch.present for batch in made]).float()
+    assert present.mean().item() == pytest.approx(0.75, abs=0.05)
+
+
+def test_flips_mirror_image_and_masks_together(shards: Shards):
+    plain = {batch.image_ids[0]: batch for batch in training(shards, images_per_batch=1, negative_share=0)}
+    mirrored = 0
+    for batch in training(shards, images_per_batch=1, negative_share=0, horizontal_flip=True):
+        before = plain[batch.image_ids[0]]
+        if torch.equal(batch.images, before.images):
+            expected = before
+            assert same(batch, expected)
+        else:
+            mirrored += 1
+            assert torch.equal(batch.images, before.images.flip(-1))
+            for rle, original in zip(batch.masks[0], before.masks[0], strict=True):
+                assert np.array_equal(decode_rle(rle), np.fliplr(decode_rle(original)))
+    assert 5 <= mirrored <= 17  # of 22
+
+
+def test_evaluation_never_flips(shards: Shards):
+    plain = list(evaluation_batches(shards, config(), SIDE))
+    flipping = list(evaluation_batches(shards, config(horizontal_flip=True), SIDE))
+    assert all(same(a, b) for a, b in zip(plain, flipping, strict=True))
+
+
+def test_endless_batches_are_the_epochs_one_after_the_other(shards: Shards):
+    stream = endless(shards.row_groups, config(), SIDE, seed=3)
+    made = list(itertools.islice(stream, 12))
+    stream.close()
+    assert sorted(ids(made[:6])) == sorted(ids(made[6:])) == list(range(1, ROWS + 1))
+    assert ids(made[:6]) != ids(made[6:])
+
+
+def test_endless_resumes_in_the_middle_of_an_epoch(shards: Shards):
+    stream = endless(shards.row_groups, config(), SIDE, seed=3)
+    whole = list(itertools.islice(stream, 15))
+    stream.close()
+    length = epoch_length(shards.row_groups, config(), seed=3, epoch=0)
+    assert length == 6
+    for step in (1, 5, 6, 9, 11):
+        epoch, batch = divmod(step, length)
+        resumed = endless(shards.row_groups, config(), SIDE, seed=3, start_epoch=epoch, start_batch=batch)
+        for expected, got in zip(whole[step:], resumed, strict=False):
+            assert same(expected, got)
+        resumed.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_ranks_share_an_epoch_without_overlap(shards: Shards, world_size: int):
+    seen: Counter[int] = Counter()
+    sizes = []
+    for rank in range(world_size):
+        length = epoch_length(shards.row_groups, config(), seed=1, epoch=0, rank=rank, world_size=world_size)
+        stream = endless(shards.row_groups, config(), SIDE, seed=1, rank=rank, world_size=world_size)
+        mine = ids(list(itertools.islice(stream, length)))
+        stream.close()
+        seen.update(mine)
+        sizes.append(len(mine))
+    assert seen == Counter(range(1, ROWS + 1))
+    assert max(sizes) - min(sizes) <= 6
+
+
+def test_a_rank_without_rows_fails_instead_of_waiting(shards: Shards):
+    few = first_rows(shards.row_groups, 2)
+    with pytest.raises(DataError, match="2 rows give worker 7 of 8 nothing"):
+        next(endless(few, config(), SIDE, seed=0, rank=7, world_size=8))
+
+
+def test_stopping_early_leaves_no_thread(shards: Shards):
+    for make in (
+        lambda: batches(shards.row_groups, config(prefetch_batches=1), SIDE, seed=0, epoch=0, training=True),
+        lambda: endless(shards.row_groups, config(), SIDE, seed=0),
+        lambda: evaluation_batches(shards, config(), SIDE),
+    ):
+        stream = make()
+        next(stream)
+        stream.close()
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("sam3dist-")]
+
+
+# --- evaluation
+
+
+def test_evaluation_asks_everything_in_order(shards: Shards):
+    made = list(evaluation_batches(shards, config(), SIDE))
+    asked = [
+        (batch.image_ids[i], p) for batch in made for i, p in zip(batch.image_of_prompt, batch.prompts, strict=True)
+    ]
+    assert len(asked) == len(set(asked)) == 3 * ROWS
+    assert ids(made) == list(range(1, ROWS + 1))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("max_images", [None, 1, 10, 100])
+def test_ranks_evaluate_each_image_once(shards: Shards, world_size: int, max_images: int | None):
+    seen = [
+        image
+        for rank in range(world_size)
+        for image in ids(list(evaluation_batches(shards, config(), SIDE, rank, world_size, max_images)))
+    ]
+    assert sorted(seen) == list(range(1, min(max_images or ROWS, ROWS) + 1))
+
+
+def test_many_phrases_are_spread_over_batches(coco: CocoFolder):
+    coco.head["categories"] = [{"id": i, "name": f"thing {i}"} for i in range(1, 81)]
+    for category in (1, 50):
+        coco.instance(coco.image(), category)
+    coco.prepare(max_negatives_per_image=100)
+    made = list(evaluation_batches(open_shards(coco.out), config(), SIDE))
+    assert max(len(batch.prompts) for batch in made) <= MAX_PROMPTS
+    asked = [
+        (batch.image_ids[i], p) for batch in made for i, p in zip(batch.image_of_prompt, batch.prompts, strict=True)
+    ]
+    assert len(asked) == len(set(asked)) == 160
+    assert sum(int(batch.present.sum()) for batch in made) == 2
+
+
+# --- pixels
+
+
+def test_images_are_squashed_as_pillow_would(shards: Shards):
+    (row, *_) = read_rows(shards.row_groups[0])
+    expected = picture_of(0).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    got = decode_image(row.image, SIZE, SIDE, 10**6)
+    assert np.array_equal(got, np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_decoding_jpeg_at_a_smaller_scale_shows_the_same_picture(coco: CocoFolder):
+    picture = picture_of(1, (400, 560))
+    coco.save("a.jpg", picture, quality=95)
+    got = decode_image((coco.images_dir / "a.jpg").read_bytes(), (400, 560), 64, 10**6)
+    expected = np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.abs(got.astype(int) - expected).mean() < 2
+
+
+def test_rows_survive_arrow(shards: Shards):
+    rows = [row for group in shards.row_groups for row in read_rows(group)]
+    for row, again in zip(rows, from_table(to_table(rows)), strict=True):
+        assert replace(row, prompts=()) == replace(again, prompts=())
+        for one, other in zip(row.prompts, again.prompts, strict=True):
+            assert replace(one, instances=()) == replace(other, instances=())
+            assert [i.counts.tolist() for i in one.instances] == [i.counts.tolist() for i in other.instances]
+            assert [(i.box, i.area) for i in one.instances] == [(i.box, i.area) for i in other.instances]
+
+
+# --- damage
+
+
+def damaged(coco: CocoFolder, rows: int = 20) -> Shards:
+    for _ in range(rows):
+        coco.instance(coco.image())
+    coco.prepare(rows_per_group=2, rows_per_shard=4)
+    return open_shards(coco.out)
+
+
+def read_all(shards: Shards, training: bool = True, **changes: object) -> tuple[list[PromptBatch], Rejects]:
+    rejects = Rejects()
+    stream = batches(shards.row_groups, config(**changes), SIDE, seed=0, epoch=0, training=training, rejects=rejects)
+    return list(stream), rejects
+
+
+def test_a_truncated_shard_is_set_aside(coco: CocoFolder):
+    shards = damaged(coco)
+    path = Path(shards.row_groups[0].path)
+    path.write_bytes(path.read_bytes()[:-50])
+    made, rejects = read_all(shards, max_rejected_share=0.3)
+    assert len(ids(made)) == 16
+    assert rejects.by_reason == {"corrupt shard": 4}
+    with pytest.raises(DataError, match=r"data.max_rejected_share=0.1: .* of 20 row records .*corrupt shard"):
+        read_all(shards, max_rejected_share=0.1)
+
+
+def test_a_missing_shard_is_set_aside(coco: CocoFolder):
+    shards = damaged(coco)
+    Path(shards.row_groups[0].path).unlink()
+    assert read_all(shards, False, max_rejected_share=0.2)[1].by_reason == {"corrupt shard": 4}
+
+
+def test_a_shard_with_flipped_bits_never_ends_the_run(coco: CocoFolder):
+    shards = damaged(coco)
+    path = Path(shards.row_groups[0].path)
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        bad = bytearray(good)
+        for place in rng.integers(0, len(good), 30):
+            bad[place] ^= 0xFF
+        path.write_bytes(bytes(bad))
+        made, rejects = read_all(shards, max_rejected_share=0.2)
+        assert len(ids(made)) + rejects.by_kind["row"] == 20
+        assert set(rejects.by_reason) == {"corrupt shard"}  # page checksums: no damage reaches a decoder
+
+
+def test_a_parquet_file_of_something_else_is_set_aside(coco: CocoFolder):
+    shards = damaged(coco)
+    pq.write_table(pa.table({"a": [1, 2, 3, 4]}), shards.row_groups[0].path, row_group_size=2)
+    assert read_all(shards, max_rejected_share=0.2)[1].by_reason == {"foreign shard": 4}
+
+
+def test_damaged_rows_leave_a_gap_and_move_no_other(coco: CocoFolder):
+    shards = damaged(coco)
+    whole, _ = read_all(shards)
+    first = shards.row_groups[0]
+    rows = [row for index in (0, 1) for row in read_rows(replace(first, index=index))]
+    rows[0] = replace(rows[0], image=rows[0].image[:100])
+    rows[1] = replace(rows[1], width=rows[1].width + 1)
+    cat = rows[2].prompts[0]
+    torn = replace(cat, instances=(replace(cat.instances[0], counts=np.array([3], np.uint32)),))
+    rows[2] = replace(rows[2], prompts=(torn,))
+    pq.write_table(to_table(rows), first.path, row_group_size=2)
+    made, rejects = read_all(shards, negative_share=0.0, max_rejected_share=0.2)
+    assert rejects.by_reason == {"corrupt image": 1, "image size": 1, "rle counts": 1}
+    left = [tuple(i for i in batch.image_ids if i not in (1, 2, 3)) for batch in whole]
+    assert [batch.image_ids for batch in made] == [batch for batch in left if batch]
+
+
+def test_images_above_the_pixel_limit_are_not_decoded(coco: CocoFolder):
+    shards = damaged(coco, 4)
+    assert read_all(shards, max_pixels=100, max_rejected_share=1)[1].by_reason == {"too many pixels": 4}
+
+
+def test_a_stream_of_row_groups_is_checked_at_its_end(coco: CocoFolder):
+    shards = damaged(coco)
+    Path(shards.row_groups[0].path).unlink()
+    stream = batches(iter(shards.row_groups), config(), SIDE, seed=0, epoch=0, training=True)
+    with pytest.raises(DataError, match="4 of 20 row records"):
+        list(stream)
+
+
+# --- manifests and references
+
+
+def test_a_folder_without_shards_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        open_shards(tmp_path)
+    for content in ("{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "shards": [{"file": 5}]}'):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(DataError, match="not a manifest of shards"):
+            open_shards(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema_version": 99}')
+    with pytest.raises(DataError, match="schema version 99"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("groups", [1, 3, 40])
+def test_splitting_gives_every_row_to_one_rank(world_size: int, groups: int):
+    references = [RowGroup("a", index, 5 + index % 3) for index in range(groups)]
+    rows = Counter(
+        (piece.index, place)
+        for rank in range(world_size)
+        for piece in split_row_groups(references, rank, world_size)
+        for place in piece.places
+    )
+    assert rows == Counter((group.index, place) for group in references for place in range(group.rows))
