@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import Sam3Config, Sam3Model
 
 from sam3dist.models.segmenter import Segmenter, freeze_unused
@@ -48,7 +47,7 @@ def reduced_sam3(seed: int) -> Segmenter:
             "projection_dim": TEXT_WIDTH,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "max_position_embeddings": 24,
+            "max_position_embeddings": 32,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
@@ -64,8 +63,8 @@ def reduced_sam3(seed: int) -> Segmenter:
     return Segmenter(net, tokenizer)
 
 
-def _spread_reference_boxes(net: nn.Module) -> None:
-    """Starts the queries on a grid of boxes of a third of the image; SAM3's own start, all in the middle, learns slower."""
+def _spread_reference_boxes(net: Sam3Model) -> None:
+    """Starts the queries on a grid of boxes, each a third of the image; SAM3 starts them all in the middle."""
     points = net.detr_decoder.reference_points.weight
     side = int(points.shape[0] ** 0.5)
     centres = (torch.arange(side) + 0.5) / side

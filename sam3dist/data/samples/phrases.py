@@ -12,20 +12,20 @@ from sam3dist.data.samples.vocabulary import COLOURS, POSITIONS, SHAPES, TEXTURE
 # How often each combination of words is asked: mostly what a thing is and how it looks.
 FORMS: dict[tuple[str, ...], float] = {
     ("shape",): 3.0,
-    ("colour", "shape"): 4.0,
-    ("texture", "shape"): 2.0,
-    ("texture", "colour", "shape"): 2.0,
+    ("colour", "shape"): 5.0,
+    ("texture", "shape"): 1.5,
+    ("texture", "colour", "shape"): 1.5,
     ("size", "shape"): 1.0,
-    ("size", "colour", "shape"): 1.0,
+    ("size", "colour", "shape"): 0.5,
     ("shape", "position"): 1.0,
-    ("colour", "shape", "position"): 1.0,
+    ("colour", "shape", "position"): 0.5,
     ("colour",): 1.0,
 }
 
 VALUES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "colour": tuple(COLOURS),
-    "texture": TEXTURES,
+    "texture": tuple(texture for texture in TEXTURES if texture != "plain"),
     "size": ("small", "large"),
     "position": tuple(POSITIONS),
 }
@@ -55,7 +55,7 @@ def scene_questions(
         if all(count[kind] >= limit[kind] for kind in count):
             break
         form = forms[rng.choice(len(forms), p=weights / weights.sum())]
-        wanted = _describe(things[rng.integers(len(things))], form, rng)
+        wanted = _describe(things[int(rng.integers(len(things)))], form, rng)
         if wanted is None:
             continue
         if count[True] >= positives or rng.random() < 0.5:
@@ -84,8 +84,6 @@ def _describe(thing: Thing, form: tuple[str, ...], rng: np.random.Generator) -> 
             chosen[attribute] = fitting[rng.integers(len(fitting))]
         else:
             chosen[attribute] = getattr(thing, attribute)
-    if chosen.get("size") == "medium":
+    if chosen.get("size") == "medium" or chosen.get("texture") == "plain":  # nobody says so
         return None
     return Wanted(**chosen)
-
-

@@ -16,7 +16,7 @@ from sam3dist.data.samples.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, T
 SPLITS = {"train": 1, "val": 2}
 """First word of every seed, so that no scene of one split is in another."""
 
-MIN_VISIBLE = 0.65
+MIN_VISIBLE = 0.75
 """An object of which less than this share shows is placed anew."""
 
 
@@ -46,10 +46,10 @@ def make_scene(seed: int | tuple[int, ...], side: int = 256) -> Scene:
 
 
 def _place(rng: np.random.Generator, side: int) -> tuple[list[Thing], list[tuple[slice, slice, np.ndarray]]]:
-    """Two to six things, later ones on top, each visible enough; colours and shapes repeat often, as distractors."""
+    """Two to five things, later ones on top, each visible enough; colours and shapes repeat often, as distractors."""
     palette = rng.choice(list(COLOURS), size=3, replace=False)
     shapes = rng.choice(SHAPES, size=3, replace=False)
-    wanted = int(rng.integers(2, 7))
+    wanted = int(rng.integers(2, 6))
     things: list[Thing] = []
     coverages: list[tuple[slice, slice, np.ndarray]] = []
     for _ in range(wanted * 8):
@@ -161,7 +161,7 @@ def _textured(thing: Thing, rng: np.random.Generator, x: np.ndarray, y: np.ndarr
         second = base * 0.55 if thing.colour == "white" else base + 0.3
     else:
         second = base * 0.28 if base.mean() > 0.45 else base * 0.35 + 0.58
-    period = rng.uniform(0.5, 0.62)
+    period = rng.uniform(0.45, 0.58)
     if thing.texture == "striped":
         pattern = np.cos(2 * np.pi * x / period) > 0.35
     elif thing.texture == "dotted":

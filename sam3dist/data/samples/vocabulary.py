@@ -18,7 +18,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 SHAPES = ("ball", "ring", "square", "triangle", "star", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 
-SIZES = {"small": (0.105, 0.125), "medium": (0.145, 0.17), "large": (0.20, 0.24)}
+SIZES = {"small": (0.13, 0.15), "medium": (0.175, 0.20), "large": (0.23, 0.27)}
 """Outer radius over the side of the image; the gaps keep every size word unambiguous."""
 
 POSITIONS = {

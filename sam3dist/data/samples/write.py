@@ -14,6 +14,7 @@ from sam3dist.data.prepare import PrepareSettings, prepare
 from sam3dist.data.samples.phrases import scene_questions
 from sam3dist.data.samples.scenes import make_scene
 
+
 def write_scenes(
     out_dir: Path, images: int, seed: int = 0, side: int = 256, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Path, Path]:
