@@ -45,7 +45,7 @@ class SceneBatches(IterableDataset):
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         step = self.first_step + number
         while True:
-            yield scene_batch([(SPLITS["train"], step, k) for k in range(self.images)], self.prompts)
+            yield scene_batch([(SPLITS["teacher"], step, k) for k in range(self.images)], self.prompts)
             step += count
 
 
@@ -123,7 +123,7 @@ def train(options: argparse.Namespace) -> None:
         first_step = state["step"]
     batches = DataLoader(SceneBatches(options.images, options.prompts, first_step), batch_size=None, num_workers=1)
     held_out = [
-        scene_batch([(SPLITS["val"], start + k) for k in range(8)], None)
+        scene_batch([(SPLITS["teacher-val"], start + k) for k in range(8)], None)
         for start in range(0, options.evaluation_scenes, 8)
     ]
     started = time.monotonic()

@@ -13,8 +13,8 @@ from PIL import Image, ImageFilter
 
 from sam3dist.data.samples.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, Thing
 
-SPLITS = {"train": 1, "val": 2}
-"""First word of every seed, so that no scene of one split is in another."""
+SPLITS = {"teacher": 1, "teacher-val": 2, "shards": 3}
+"""First word of every seed, so that nothing the embedded teacher was trained on is in a data set made later."""
 
 MIN_VISIBLE = 0.75
 """An object of which less than this share shows is placed anew."""

@@ -12,7 +12,7 @@ from PIL import Image
 from sam3dist.data.masks import encode_mask
 from sam3dist.data.prepare import PrepareSettings, prepare
 from sam3dist.data.samples.phrases import scene_questions
-from sam3dist.data.samples.scenes import make_scene
+from sam3dist.data.samples.scenes import SPLITS, make_scene
 
 
 def write_scenes(
@@ -24,10 +24,10 @@ def write_scenes(
     pairs: list[dict] = []
     annotations: list[dict] = []
     for number in range(images):
-        scene = make_scene((seed, number), side)
+        scene = make_scene((SPLITS["shards"], seed, number), side)
         name = f"scene_{number:06d}.jpg"
         Image.fromarray(scene.image).save(folder / name, quality=95)
-        for question in scene_questions(scene.things, np.random.default_rng((seed, number, 1))):
+        for question in scene_questions(scene.things, np.random.default_rng((SPLITS["shards"], seed, number, 1))):
             pair = len(pairs) + 1
             pairs.append(
                 {
