@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,19 @@ def picture_of(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
     return coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+    """The bytes of a file of this picture."""
+    out = io.BytesIO()
+    picture.save(out, kind)
+    return out.getvalue()
+
+
+def only_reason(coco: CocoFolder, reason: str, **settings: Any) -> None:
+    """Prepares beside one good image with one good instance; just this reason is counted, just once."""
+    coco.instance(coco.image())
+    manifest = coco.prepare(**settings)
+    assert manifest["rejected"] == {reason: 1}
+    assert (manifest["rows"], manifest["instances"]) == (1, 1)
+    assert [line["reason"] for line in coco.rejected()] == [reason]

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +15,6 @@ from sam3dist.config.distill import DataConfig
 from sam3dist.data.batches import MAX_PROMPTS, batches, endless, epoch_length, evaluation_batches
 from sam3dist.data.decode import decode_image
 from sam3dist.data.masks import decode_rle
-from sam3dist.data.rejects import Rejects
 from sam3dist.data.rows import from_table, to_table
 from sam3dist.data.shards import RowGroup, Shards, first_rows, open_shards, read_rows, split_row_groups
 from sam3dist.errors import DataError
@@ -255,90 +252,6 @@ def test_rows_survive_arrow(shards: Shards):
             assert replace(one, instances=()) == replace(other, instances=())
             assert [i.counts.tolist() for i in one.instances] == [i.counts.tolist() for i in other.instances]
             assert [(i.box, i.area) for i in one.instances] == [(i.box, i.area) for i in other.instances]
-
-
-# --- damage
-
-
-def damaged(coco: CocoFolder, rows: int = 20) -> Shards:
-    for _ in range(rows):
-        coco.instance(coco.image())
-    coco.prepare(rows_per_group=2, rows_per_shard=4)
-    return open_shards(coco.out)
-
-
-def read_all(shards: Shards, training: bool = True, **changes: object) -> tuple[list[PromptBatch], Rejects]:
-    rejects = Rejects()
-    stream = batches(shards.row_groups, config(**changes), SIDE, seed=0, epoch=0, training=training, rejects=rejects)
-    return list(stream), rejects
-
-
-def test_a_truncated_shard_is_set_aside(coco: CocoFolder):
-    shards = damaged(coco)
-    path = Path(shards.row_groups[0].path)
-    path.write_bytes(path.read_bytes()[:-50])
-    made, rejects = read_all(shards, max_rejected_share=0.3)
-    assert len(ids(made)) == 16
-    assert rejects.by_reason == {"corrupt shard": 4}
-    with pytest.raises(DataError, match=r"data.max_rejected_share=0.1: .* of 20 row records .*corrupt shard"):
-        read_all(shards, max_rejected_share=0.1)
-
-
-def test_a_missing_shard_is_set_aside(coco: CocoFolder):
-    shards = damaged(coco)
-    Path(shards.row_groups[0].path).unlink()
-    assert read_all(shards, False, max_rejected_share=0.2)[1].by_reason == {"corrupt shard": 4}
-
-
-def test_a_shard_with_flipped_bits_never_ends_the_run(coco: CocoFolder):
-    shards = damaged(coco)
-    path = Path(shards.row_groups[0].path)
-    good = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        bad = bytearray(good)
-        for place in rng.integers(0, len(good), 30):
-            bad[place] ^= 0xFF
-        path.write_bytes(bytes(bad))
-        made, rejects = read_all(shards, max_rejected_share=0.2)
-        assert len(ids(made)) + rejects.by_kind["row"] == 20
-        assert set(rejects.by_reason) == {"corrupt shard"}  # page checksums: no damage reaches a decoder
-
-
-def test_a_parquet_file_of_something_else_is_set_aside(coco: CocoFolder):
-    shards = damaged(coco)
-    pq.write_table(pa.table({"a": [1, 2, 3, 4]}), shards.row_groups[0].path, row_group_size=2)
-    assert read_all(shards, max_rejected_share=0.2)[1].by_reason == {"foreign shard": 4}
-
-
-def test_damaged_rows_leave_a_gap_and_move_no_other(coco: CocoFolder):
-    shards = damaged(coco)
-    whole, _ = read_all(shards)
-    first = shards.row_groups[0]
-    rows = [row for index in (0, 1) for row in read_rows(replace(first, index=index))]
-    rows[0] = replace(rows[0], image=rows[0].image[:100])
-    rows[1] = replace(rows[1], width=rows[1].width + 1)
-    cat = rows[2].prompts[0]
-    torn = replace(cat, instances=(replace(cat.instances[0], counts=np.array([3], np.uint32)),))
-    rows[2] = replace(rows[2], prompts=(torn,))
-    pq.write_table(to_table(rows), first.path, row_group_size=2)
-    made, rejects = read_all(shards, negative_share=0.0, max_rejected_share=0.2)
-    assert rejects.by_reason == {"corrupt image": 1, "image size": 1, "rle counts": 1}
-    left = [tuple(i for i in batch.image_ids if i not in (1, 2, 3)) for batch in whole]
-    assert [batch.image_ids for batch in made] == [batch for batch in left if batch]
-
-
-def test_images_above_the_pixel_limit_are_not_decoded(coco: CocoFolder):
-    shards = damaged(coco, 4)
-    assert read_all(shards, max_pixels=100, max_rejected_share=1)[1].by_reason == {"too many pixels": 4}
-
-
-def test_a_stream_of_row_groups_is_checked_at_its_end(coco: CocoFolder):
-    shards = damaged(coco)
-    Path(shards.row_groups[0].path).unlink()
-    stream = batches(iter(shards.row_groups), config(), SIDE, seed=0, epoch=0, training=True)
-    with pytest.raises(DataError, match="4 of 20 row records"):
-        list(stream)
 
 
 # --- manifests and references
