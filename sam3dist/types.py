@@ -105,3 +105,9 @@ class Report:
     megabytes: dict[str, float]  # by precision: fp32, fp16, int8, int4
     score: float
     checkpoint: str | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    """The metrics of the same student untrained."""
+    samples_per_second: float = 0.0
+    """Images trained on by all workers together, per second of training."""
+    goodput: float = 0.0
+    """Share of the wall time spent in training steps; the rest waits for data, evaluates or saves."""

@@ -1,0 +1,230 @@
+"""Training checkpoints: a directory with a student anyone can load, and what it takes to go on training it.
+
+    config.yaml   the run
+    state.json    TrainingState: how far it is, and what made it
+    student/      the student in the transformers format
+    training/     weights with projections and optimizer state, as the strategy saves them
+
+A checkpoint is written under a temporary name and renamed, and counts once manifest.json beside it names it.
+Ranks may share the parent directory or have one each; then the files of all ranks make the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from math import inf, isfinite, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import nn
+
+from sam3dist.errors import CheckpointError
+from sam3dist.models.checkpoint import save_segmenter
+from sam3dist.strategies.processes import barrier
+from sam3dist.types import Report
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
+    from sam3dist.models.segmenter import Pupil
+    from sam3dist.strategies.protocol import Strategy
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a run is. Random numbers need no state here: those of a step follow from (seed, step, rank)."""
+
+    seed: int
+    strategy: str
+    precision: str
+    world_size: int
+    architecture: str  # of student and projections, see `architecture_of`
+    step: int = 0  # updates done
+    batches: int = 0  # drawn on each rank
+    images: int = 0  # trained on by all ranks together
+    epoch: float | None = None  # passes over the training images, where their number is known
+    before: dict[str, float] = field(default_factory=dict)  # metrics of the untrained student
+    report: Report | None = None  # the last evaluation
+    best: dict[str, float] = field(default_factory=dict)  # step and score of the best evaluation
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def after_step(self, batches: int, images: int, epoch_images: int | None) -> TrainingState:
+        """One update later."""
+        images += self.images
+        return replace(
+            self,
+            step=self.step + 1,
+            batches=self.batches + batches,
+            images=images,
+            epoch=None if epoch_images is None else images / epoch_images,
+        )
+
+    def after_evaluation(self, report: Report) -> TrainingState:
+        """With this report; the first is that of the untrained student."""
+        best = self.best
+        if not best or report.score > best["score"]:
+            best = {"step": report.step, "score": report.score}
+        return replace(self, before=self.before or report.metrics, report=report, best=best)
+
+
+def write_checkpoint(
+    parent: Path, state: TrainingState, *, pupil: Pupil, strategy: Strategy, config: DistillConfig, keep: int
+) -> Path | None:
+    """This rank's directory of the new checkpoint, or None where the strategy saves on rank 0 alone.
+
+    All ranks call it together. Of those the manifest names, the `keep` newest stay.
+    """
+    writes = strategy.rank == 0 or strategy.sharded
+    final = parent / f"step-{state.step:08d}"
+    partial = parent / f".{final.name}.partial"
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)
+    barrier()
+    strategy.save(partial / "training")
+    student = strategy.student_state()
+    if strategy.rank == 0:
+        assert student is not None
+        save_segmenter(pupil.student, partial / "student", student)
+        (partial / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
+        _write_json(partial / "state.json", asdict(replace(state, versions=versions())))
+    barrier()
+    if strategy.rank == 0:
+        _publish(parent, partial, final, keep)
+    barrier()
+    # Still there: this rank has a parent directory of its own.
+    if writes and partial.exists():
+        _publish(parent, partial, final, keep)
+    return final if writes else None
+
+
+def latest_checkpoint(parent: Path) -> Path | None:
+    """The newest complete checkpoint that the manifest of this directory names, or None."""
+    manifest = parent / MANIFEST
+    if not manifest.is_file():
+        return None
+    found = parent / str(_read_json(manifest)["latest"])
+    return found if found.is_dir() else None
+
+
+def read_state(directory: Path) -> TrainingState:
+    """What state.json says. CheckpointError where the directory holds no training checkpoint."""
+    if not (directory / "state.json").is_file() or not (directory / "training").is_dir():
+        raise CheckpointError(
+            f"{directory}: no training checkpoint; expected state.json and training/ in it. "
+            "To start from a student alone, name it as the teacher of a new run."
+        )
+    content = _read_json(directory / "state.json")
+    try:
+        return _restored(content)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory / 'state.json'}: written by another version of sam3dist ({error})."
+        ) from error
+
+
+def require_same_run(directory: Path, state: TrainingState, fresh: TrainingState) -> None:
+    """Raise CheckpointError where the checkpoint's training state cannot go on as the run `fresh`."""
+    if state.architecture != fresh.architecture:
+        raise CheckpointError(
+            f"{directory}: its student or projections have other shapes than those of this run; resume with the "
+            "student.* and distillation.features it was trained with, see its config.yaml."
+        )
+    if state.strategy != fresh.strategy:
+        raise CheckpointError(
+            f"strategy.kind={fresh.strategy}: {directory} was saved by {state.strategy}, whose training state "
+            f"only it can read; use strategy.kind={state.strategy}, or start a new run."
+        )
+    if fresh.strategy == "deepspeed" and state.world_size != fresh.world_size:
+        raise CheckpointError(
+            f"strategy.num_workers={fresh.world_size}: {directory} was saved by {state.world_size} workers and "
+            f"DeepSpeed resumes with as many only; use strategy.num_workers={state.world_size}."
+        )
+
+
+def architecture_of(pupil: nn.Module) -> str:
+    """A short digest of the names and shapes of all weights; call it before a strategy shards them."""
+    shapes = [(name, tuple(value.shape)) for name, value in pupil.state_dict().items()]
+    return hashlib.sha256(repr(sorted(shapes)).encode()).hexdigest()[:16]
+
+
+def as_plain(config: Any) -> Any:
+    """Dicts, lists and scalars for YAML, from pydantic models or from namespaces alike."""
+    if hasattr(config, "model_dump"):
+        return as_plain(config.model_dump(mode="json"))
+    if isinstance(config, Mapping):
+        return {key: as_plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [as_plain(value) for value in config]
+    return as_plain(vars(config)) if hasattr(config, "__dict__") else config
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("sam3dist", "transformers", "deepspeed", "ray"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _publish(parent: Path, partial: Path, final: Path, keep: int) -> None:
+    """Give the checkpoint its name, enter it into the manifest, and delete what is one too many."""
+    if final.exists():  # the run was resumed from an earlier one
+        shutil.rmtree(final)
+    partial.rename(final)
+    manifest = parent / MANIFEST
+    known = _read_json(manifest)["checkpoints"] if manifest.is_file() else []
+    # Later ones were left behind by a run that was resumed from an earlier checkpoint than its last.
+    names = [name for name in known if name < final.name and (parent / name).is_dir()] + [final.name]
+    _write_json(manifest, {"latest": final.name, "checkpoints": names[-keep:]})
+    for name in {*known, *names} - {*names[-keep:]}:
+        shutil.rmtree(parent / name, ignore_errors=True)
+
+
+def _restored(content: dict[str, Any]) -> TrainingState:
+    """The state from JSON, where null stands for a metric that is undefined, or for a score below all others."""
+    content["before"] = _defined(content["before"], nan)
+    content["best"] = _defined(content["best"], -inf)
+    if content["report"] is not None:
+        report = _defined(content["report"], -inf)
+        values = {name: _defined(report[name], nan) for name in ("metrics", "before")}
+        content["report"] = Report(**{**report, **values, "checkpoint": None})
+    return TrainingState(**content)
+
+
+def _defined(values: Mapping[str, Any], missing: float) -> dict[str, Any]:
+    return {name: missing if value is None else value for name, value in values.items()}
+
+
+def json_safe(value: Any) -> Any:
+    """The same tree with None for numbers that JSON cannot hold: NaN and the infinities."""
+    if isinstance(value, Mapping):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(json_safe(content), indent=2, allow_nan=False), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable ({error}); use an older checkpoint.") from error

@@ -1,0 +1,70 @@
+"""Which device this process has, and what it shares with the other processes of the run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sam3dist.errors import ResourceError
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import StrategyConfig
+
+
+def own_device(strategy: StrategyConfig) -> torch.device:
+    """The GPU that the launcher gave this process, by LOCAL_RANK, or the CPU.
+
+    Ray and torchrun both set LOCAL_RANK and let every process see the GPUs of all workers on its machine.
+    """
+    if not strategy.use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ResourceError("strategy.use_gpu=true but this process sees no GPU; set strategy.use_gpu=false.")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def join_group(device: torch.device) -> None:
+    """Make sure that a process group exists: the launcher's, else a group of this process alone.
+
+    Sharded strategies need a group even when there is nobody to share with.
+    """
+    if dist.is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of this tensor over all ranks; the tensor itself when there is one. All ranks call it together."""
+    if rank_and_size()[1] == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank. All ranks call it together."""
+    if rank_and_size()[1] == 1:
+        return flag
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
+
+
+def barrier() -> None:
+    """Returns once every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()

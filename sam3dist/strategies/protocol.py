@@ -1,0 +1,81 @@
+"""What varies with the way a student is spread over processes: six methods, and nothing else in the loop does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
+    from sam3dist.models.segmenter import Pupil
+
+
+class Strategy(Protocol):
+    """One process's part in training. Every method is called by all ranks, equally often and in the same order."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    precision: str
+    """What it computes in: "fp32" or "bf16". Weights and optimizer state are always float32."""
+    sharded: bool
+    """Every rank saves a part of the training state; if False rank 0 saves it all."""
+
+    def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
+        """The pupil as it is to be called from now on, on the device, and its optimizer.
+
+        The pupil is changed in place. Of the optimizer only `param_groups` is for the caller, to set learning rates.
+        """
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of loss / optim.accumulate; the last of `accumulate` calls averages it over the ranks."""
+        ...
+
+    def step(self, max_norm: float) -> float:
+        """Clip the gradient to this norm, update the weights, and return the norm before clipping.
+
+        The norm is that of all ranks' averaged gradients, the same on every rank. If it is not finite, nothing
+        is updated. Gradients are gone afterwards.
+        """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the weights of the whole pupil and the optimizer's state into a directory, which each rank may have
+        for itself; unless `sharded`, ranks other than 0 write nothing."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote, all ranks' files together. Raises CheckpointError."""
+        ...
+
+    def student_state(self) -> dict[str, Tensor] | None:
+        """All weights of `pupil.student` on the CPU in float32 on rank 0; None on the others."""
+        ...
+
+
+def make_strategy(config: DistillConfig, device: torch.device | None = None) -> Strategy:
+    """The strategy of `config.strategy.kind`; `device` is this process's, by default the one its launcher gave it.
+
+    With several workers the process group must exist, except that DeepSpeed and FSDP join that of torchrun.
+    """
+    from sam3dist.strategies.processes import own_device
+
+    device = own_device(config.strategy) if device is None else torch.device(device)
+    if config.strategy.kind == "ddp":
+        from sam3dist.strategies.ddp import DdpStrategy
+
+        return DdpStrategy(config, device)
+    if config.strategy.kind == "fsdp":
+        from sam3dist.strategies.fsdp import FsdpStrategy
+
+        return FsdpStrategy(config, device)
+    # Imported only when asked for: it takes seconds, and machines without DeepSpeed train with the others.
+    from sam3dist.strategies.deepspeed import DeepSpeedStrategy
+
+    return DeepSpeedStrategy(config, device)
