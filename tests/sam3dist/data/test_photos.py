@@ -103,3 +103,15 @@ def test_negatives_from_exhaustive_sources_contain_all_that_people_verified(phot
     for group in open_shards(tmp_path / "out").row_groups:
         for row in read_rows(group):
             assert verified[row.image_id] <= {prompt.phrase for prompt in row.prompts if not prompt.present}
+
+
+def test_both_formats_of_the_same_photographs_give_the_same_answers(photos: Path, tmp_path: Path):
+    def answers(annotations: str) -> dict[tuple[str, str], list]:
+        _, read = rows_of(photos, annotations, tmp_path / annotations)
+        return {
+            (row.file_name, prompt.phrase): sorted(instance.counts.tolist() for instance in prompt.instances)
+            for row in read
+            for prompt in row.prompts
+        }
+
+    assert answers("instances_val.json") == answers("saco_val.json")
