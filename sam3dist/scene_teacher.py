@@ -12,80 +12,22 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from sam3dist.config.distill import DistillationConfig
-from sam3dist.data.masks import encode_mask
-from sam3dist.data.samples.phrases import Question, scene_questions
-from sam3dist.data.samples.scenes import SPLITS, Scene, make_scene
+from sam3dist.data.samples.live import SceneBatches, scene_batch
+from sam3dist.data.samples.scenes import SPLITS
 from sam3dist.evaluate import evaluate
 from sam3dist.losses import distillation_loss
 from sam3dist.models.checkpoint import save_segmenter
-from sam3dist.models.reduced import IMAGE_SIZE, reduced_sam3
+from sam3dist.models.reduced import reduced_sam3
 from sam3dist.models.segmenter import segment
-from sam3dist.types import PromptBatch
 
 LABELS_ONLY = DistillationConfig(beta=0, gamma=0)
-
-
-class SceneBatches(IterableDataset):
-    """Endless batches of fresh scenes; a step is a function of the seed and its number alone."""
-
-    def __init__(self, images: int, prompts: int, first_step: int) -> None:
-        self.images, self.prompts, self.first_step = images, prompts, first_step
-
-    def __iter__(self) -> Iterator[PromptBatch]:
-        worker = torch.utils.data.get_worker_info()
-        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        step = self.first_step + number
-        while True:
-            yield scene_batch([(SPLITS["teacher"], step, k) for k in range(self.images)], self.prompts)
-            step += count
-
-
-def scene_batch(seeds: list[tuple[int, ...]], prompts: int | None, side: int = 192) -> PromptBatch:
-    """The scenes of these seeds with at most `prompts` phrases each, half of them naming nothing at most."""
-    images, phrases, image_of_prompt, masks = [], [], [], []
-    for index, seed in enumerate(seeds):
-        scene = make_scene(seed, side)
-        questions = scene_questions(scene.things, np.random.default_rng((*seed, 1)))
-        images.append(_squash(scene))
-        for question in _balanced(questions, prompts):
-            phrases.append(question.phrase)
-            image_of_prompt.append(index)
-            masks.append(tuple(encode_mask(scene.masks[instance]) for instance in question.instances))
-    return PromptBatch(
-        images=torch.stack(images),
-        image_ids=tuple(range(len(seeds))),
-        image_sizes=((side, side),) * len(seeds),
-        prompts=tuple(phrases),
-        image_of_prompt=torch.tensor(image_of_prompt),
-        present=torch.tensor([bool(instances) for instances in masks]),
-        masks=tuple(masks),
-        ignore=(None,) * len(phrases),
-        exhaustive=torch.ones(len(phrases), dtype=torch.bool),
-    )
-
-
-def _balanced(questions: list[Question], count: int | None) -> list[Question]:
-    if count is None:
-        return questions
-    positives = [question for question in questions if question.instances]
-    negatives = [question for question in questions if not question.instances]
-    kept = negatives[: count * 2 // 5]
-    return positives[: count - len(kept)] + kept
-
-
-def _squash(scene: Scene) -> torch.Tensor:
-    pixels = torch.from_numpy(scene.image).permute(2, 0, 1)[None].float()
-    small = nn.functional.interpolate(pixels, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
-    return small[0].round().to(torch.uint8)
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import Sam3Config, Sam3Model
 
+from sam3dist.data.samples.live import IMAGE_SIZE
 from sam3dist.models.segmenter import Segmenter, freeze_unused
 from sam3dist.models.text import clip_tokenizer
 
-IMAGE_SIZE = 96
 PATCH_SIZE = 8
 VISION_WIDTH = 128
 DETR_WIDTH = 64
