@@ -76,7 +76,7 @@ def pareto_plot(
 ) -> Path:
     """`path`, with every trial as a point: quality upwards, parameters on a log axis to the right.
 
-    trials: as in report.json, {"trial", "state", "metrics", "params_millions"}; a state "pruned" is drawn hollow,
+    trials: as in report.json, {"trial", "state", "metrics", "params_millions"}; a state "stopped" is drawn hollow,
     and a trial that has not measured `quality` is left out. front: names of the trials on the Pareto front; they
     are joined, labelled and coloured. teacher: its "metrics" and "params_millions", drawn as a star.
     """
@@ -95,7 +95,7 @@ def pareto_plot(
         figure = Figure(figsize=(8.4, 5.4), layout="constrained")
         axis = figure.subplots()
         for hollow, name in ((False, "beaten by another"), (True, "stopped early")):
-            chosen = [(s, v) for s, v, trial in others if (str(trial.get("state")).lower() == "pruned") is hollow]
+            chosen = [(s, v) for s, v, trial in others if (trial.get("state") == "stopped") is hollow]
             if chosen:
                 xs, ys = zip(*chosen, strict=True)
                 face = "white" if hollow else "#b8c0ca"

@@ -78,7 +78,7 @@ def trial(name: str, size: float, quality: float | None, state: str = "complete"
 
 
 def test_pareto_plot_colours_the_front_and_stars_the_teacher(tmp_path):
-    trials = [trial("a", 1, 0.3), trial("b", 2, 0.5), trial("c", 3, 0.4), trial("d", 2.5, 0.2, "pruned")]
+    trials = [trial("a", 1, 0.3), trial("b", 2, 0.5), trial("c", 3, 0.4), trial("d", 2.5, 0.2, "stopped")]
     trials += [trial("e", 1, None, "failed"), trial("f", 1, nan)]
     teacher = {"metrics": {"miou_all": 0.6}, "params_millions": 4.0}
     with_front = pareto_plot(trials, ["a", "b"], quality="miou_all", path=tmp_path / "a.png", teacher=teacher)
