@@ -33,9 +33,7 @@ def read_picture(path: Path | str, max_pixels: int = 50_000_000) -> Image.Image:
     return to_rgb(ImageOps.exif_transpose(image))
 
 
-def predict(
-    segmenter: Segmenter, image: Image.Image, phrases: Sequence[str], threshold: float
-) -> list[list[Instance]]:
+def predict(segmenter: Segmenter, image: Image.Image, phrases: Sequence[str], threshold: float) -> list[list[Instance]]:
     """For each phrase the instances found, best first; masks and boxes in the pixels of the image.
 
     threshold: the least sigmoid(query) * sigmoid(presence) of an instance, 0..1.

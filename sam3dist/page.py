@@ -1,0 +1,208 @@
+"""report.json as a page for people: one HTML file with every picture inside, readable on a phone and offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from sam3dist.wording import duration, shown
+
+TEMPLATE = "report.html.j2"
+LARGE_BYTES = 300_000
+
+NAMES = {
+    "miou_all": "mIoU, all pairs",
+    "miou_positive": "mIoU, positives",
+    "dice": "Dice",
+    "presence_precision": "Presence precision",
+    "presence_recall": "Presence recall",
+    "presence_f1": "Presence F1",
+    "presence_head_f1": "Presence F1, head alone",
+    "cgf1": "cgF1",
+    "pmf1": "pmF1",
+    "il_mcc": "IL-MCC",
+    "params_millions": "Parameters (millions)",
+    "num_pairs": "Pairs",
+    "num_positive": "Positive pairs",
+    "num_negative": "Negative pairs",
+    "student_over_teacher": "Student / teacher",
+    "samples_per_second": "Images per second",
+    "pairs_per_second": "Pairs per second",
+}
+"""What readers call the numbers; others are shown under their keys."""
+
+TITLES = {
+    "smoke": "Smoke run",
+    "prepare": "Data set",
+    "train": "Training",
+    "tune": "Search",
+    "eval": "Evaluation",
+    "compare": "Student against teacher",
+    "predict": "Prediction",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    marked: frozenset[int] = frozenset()  # rows to stand out
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    data: str  # data: URI
+    caption: str
+    chart: bool
+
+
+def html(report: Mapping[str, Any], run_dir: Path) -> str:
+    """The page of a report; figures, config.yaml and their captions are read from the run directory."""
+    folder = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    config = run_dir / "config.yaml"
+    return environment.get_template(TEMPLATE).render(
+        title=TITLES.get(report["verb"], report["verb"]),
+        name=run_dir.name,
+        report=report,
+        duration=duration(report["seconds"]),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        tiles=list(tiles(report)),
+        tables=list(tables(report)),
+        pictures=list(pictures(report, run_dir)),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        numbers=[(key, shown(value)) for key, value in flat(report) if not key.startswith("versions.")],
+        versions=report["versions"],
+    )
+
+
+def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
+    """The few numbers a reader came for."""
+    ratio = report.get("student_over_teacher")
+    if ratio is not None:
+        yield Tile("Student / teacher", f"{100 * ratio:.1f} %", "mIoU on positives")
+    if "front" in report:
+        front = report["front"]
+        best = max((point["miou_all"] or 0 for point in front), default=0)
+        yield Tile("Best mIoU", f"{best:.3f}", "all pairs")
+        yield Tile("On the front", str(len(front)), f"of {len(report['trials'])} trials")
+        yield Tile("Hypervolume", shown(report.get("hypervolume")))
+    metrics, before = report.get("metrics"), report.get("before")
+    if metrics:
+        was = f"untrained {shown(before['miou_all'])}" if before else "all pairs"
+        yield Tile("mIoU", shown(metrics.get("miou_all")), was)
+        yield Tile("Presence F1", shown(metrics.get("presence_f1")))
+    if report.get("params_millions") is not None:
+        size = report.get("megabytes") or {}
+        yield Tile("Parameters", f"{shown(report['params_millions'])} M", f"{shown(size.get('fp16'))} MB in fp16")
+    if "rows" in report:
+        yield from (Tile(key.capitalize(), shown(report[key])) for key in ("rows", "phrases", "positives", "negatives"))
+        yield Tile("Set aside", shown(sum(report["rejected"].values())), "records")
+    if "found" in report:
+        yield Tile("Instances", str(sum(phrase["instances"] for phrase in report["found"])), report["image"])
+    for key, label in (("samples_per_second", "Images per second"), ("pairs_per_second", "Pairs per second")):
+        if key in report:
+            yield Tile(label, shown(report[key]))
+    if "goodput" in report:
+        yield Tile("Goodput", shown(report["goodput"]), "time spent training")
+
+
+def tables(report: Mapping[str, Any]) -> Iterator[Table]:
+    """The tables that the report has content for."""
+    for pair in (("student", "teacher"), ("before", "metrics")):
+        left, right = (report.get(key) for key in pair)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            heads = {"before": "untrained", "metrics": "trained"}
+            rows = [[NAMES.get(str(key), str(key)), shown(left.get(key)), shown(right[key])] for key in right]
+            yield Table("Quality", ["", *(heads.get(key, key) for key in pair)], rows)
+            break
+    else:
+        if report.get("metrics"):
+            rows = [[NAMES.get(str(key), str(key)), shown(value)] for key, value in report["metrics"].items()]
+            yield Table("Quality", ["", "value"], rows)
+    if "front" in report:
+        yield _trials(report)
+    if report.get("megabytes"):
+        yield Table("Size in MB", list(report["megabytes"]), [[shown(mb) for mb in report["megabytes"].values()]])
+    if report.get("rejected"):
+        rows = [[reason, shown(count)] for reason, count in report["rejected"].items()]
+        yield Table("Set aside", ["because of", "records"], rows, note="Each is named in rejected.jsonl.")
+    if "found" in report:
+        rows = [
+            [phrase["phrase"], shown(phrase["instances"]), ", ".join(f"{score:.2f}" for score in phrase["scores"])]
+            for phrase in report["found"]
+        ]
+        yield Table("Found", ["phrase", "instances", "scores"], rows)
+
+
+def _trials(report: Mapping[str, Any]) -> Table:
+    """All trials, best first, those on the front marked."""
+    on_front = {point["trial"] for point in report["front"]}
+    keys = sorted({key for trial in report["trials"] for key in trial["config"]})
+    trials = sorted(report["trials"], key=lambda trial: -((trial.get("metrics") or {}).get("miou_all") or 0))
+    rows = [
+        [
+            str(trial["trial"]),
+            str(trial["state"]).lower(),
+            shown((trial.get("metrics") or {}).get("miou_all")),
+            shown(trial.get("params_millions")),
+            *(shown(trial["config"].get(key)) for key in keys),
+        ]
+        for trial in trials
+    ]
+    columns = ["trial", "state", "mIoU", "params (M)", *(key.rpartition(".")[2].replace("_", " ") for key in keys)]
+    marked = frozenset(index for index, trial in enumerate(trials) if trial["trial"] in on_front)
+    note = "Highlighted: on the Pareto front, so no other trial is better and smaller."
+    return Table("Trials", columns, rows, marked, note)
+
+
+def pictures(report: Mapping[str, Any], run_dir: Path) -> Iterator[Picture]:
+    """The figures of the report, inlined. Captions: report["captions"] by path, else the name of the file."""
+    captions = report.get("captions") or {}
+    for path in report.get("figures") or ():
+        file = run_dir / path
+        kind, data = _packed(file)
+        caption = captions.get(path) or file.stem.replace("_", " ").replace("-", " ")
+        uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        yield Picture(uri, caption, chart=file.stem in ("pareto", "curves"))
+
+
+def _packed(file: Path) -> tuple[str, bytes]:
+    """A picture as it goes into the page: photographs of many megabytes as JPEG, plots as the PNG they are."""
+    data = file.read_bytes()
+    if len(data) < LARGE_BYTES:
+        return "png", data
+    out = io.BytesIO()
+    with Image.open(file) as picture:
+        picture.convert("RGB").save(out, "JPEG", quality=88)
+    return "jpeg", out.getvalue()
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested mappings and lists with its dotted path."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value):
+            yield from flat(item, f"{prefix}.{index}")
+    else:
+        yield prefix, value

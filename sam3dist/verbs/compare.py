@@ -1,0 +1,88 @@
+"""`sam3dist compare`: a student beside its teacher."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from sam3dist.verbs.grammar import Overrides, Verb, run_dir, settings
+
+TAKES = (
+    "eval.threshold",
+    "eval.max_images",
+    "eval.images_per_batch",
+    "data.decode_threads",
+    "data.prefetch_batches",
+    "data.max_pixels",
+    "data.max_rejected_share",
+    "teacher.precision",
+    "run.dir",
+    "run.figures",
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("student", metavar="STUDENT", help="a run or checkpoint directory")
+    parser.add_argument("teacher", metavar="TEACHER", help="embedded, a hub id, a directory, or Meta's sam3.pt")
+    parser.add_argument("shards", metavar="SHARDS", help="a directory that `sam3dist prepare` wrote")
+
+
+def run(options: argparse.Namespace, overrides: Overrides) -> Path:
+    from sam3dist.config.load import to_yaml
+    from sam3dist.data.shards import open_shards
+    from sam3dist.report import write_report
+    from sam3dist.verbs.checkpoints import load, resolve
+    from sam3dist.verbs.figures import compared, entries
+
+    started = time.perf_counter()
+    config = settings("compare", overrides, TAKES)
+    open_shards(options.shards)  # a wrong path shows before minutes of loading
+    student = load(options.student)
+    teacher = load(options.teacher, config.teacher.precision)
+    directory = run_dir(config, "compare", options.student)
+    found, drawn = compared(student, teacher, options.shards, config, directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(to_yaml(config))
+    write_report(
+        directory,
+        {
+            "verb": "compare",
+            "seconds": time.perf_counter() - started,
+            "checkpoints": {"student": resolve(options.student), "teacher": resolve(options.teacher)},
+            "shards": str(options.shards),
+            **found,
+            **entries(directory, drawn),
+        },
+    )
+    show(found)
+    for path, caption in drawn.items():
+        print(f"{path}  {caption}")
+    return directory
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print both models' numbers side by side, and what the student keeps of the teacher."""
+    from sam3dist.verbs.console import table
+
+    student, teacher = found["student"], found["teacher"]
+    rows = [(name, value, teacher[name]) for name, value in student.items()]
+    millions = [found["sizes"][name]["params_millions"] for name in ("student", "teacher")]
+    table(("metric", "student", "teacher"), [*rows, ("parameters (millions)", *millions)])
+    kept = f"{100 * found['student_over_teacher']:.1f} % of the teacher's mIoU on positives"
+    print(f"The student has {kept} at 1/{found['times_smaller']:.1f} of its size.")
+
+
+VERB = Verb(
+    name="compare",
+    summary="measure a student and its teacher on the same pairs, with pictures of where they differ",
+    details="The pictures show, in turn, a pair drawn at random, the pair where the teacher leads most, and a phrase\n"
+    f"that names nothing. Keys: {', '.join(TAKES[:5])},\n{', '.join(TAKES[5:])}.",
+    examples=(
+        "sam3dist compare runs/train-small facebook/sam3 shards/val",
+        "sam3dist compare runs/smoke embedded shards/val run.figures=12 eval.max_images=500",
+    ),
+    arguments=arguments,
+    run=run,
+)

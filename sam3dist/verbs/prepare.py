@@ -1,0 +1,87 @@
+"""`sam3dist prepare`: annotations and images to shards."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, get_type_hints
+
+from sam3dist.errors import ConfigError
+from sam3dist.verbs.grammar import Overrides, Verb
+
+if TYPE_CHECKING:
+    from sam3dist.data.settings import PrepareSettings
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("annotations", metavar="INSTANCES.json", help="COCO instances, or SA-Co style pairs")
+    parser.add_argument("images", metavar="IMAGES_DIR", help="the folder that file names start from")
+    parser.add_argument("out", metavar="OUT_DIR", help="where shards, manifest.json and the report go")
+
+
+def run(options: argparse.Namespace, overrides: Overrides) -> Path:
+    from sam3dist.data.prepare import prepare
+    from sam3dist.report import write_report
+    from sam3dist.verbs.console import progress, table
+
+    started = time.perf_counter()
+    chosen = read_settings(overrides)
+    out = Path(options.out)
+    with progress("preparing images") as update:
+        manifest = prepare(options.annotations, options.images, out, chosen, update)
+    counts = {name: manifest[name] for name in ("rows", "phrases", "positives", "negatives", "instances")}
+    write_report(
+        out,
+        {
+            "verb": "prepare",
+            "seconds": time.perf_counter() - started,
+            **counts,
+            "rejected": manifest["rejected"],
+            "shards": len(manifest["shards"]),
+            "content_sha256": manifest["content_sha256"],
+            "unchanged": manifest.get("unchanged", False),
+        },
+    )
+    table(list(counts), [list(counts.values())])
+    if manifest["rejected"]:
+        table(("set aside because of", "records"), list(manifest["rejected"].items()))
+        print(f"Which ones: {out / 'rejected.jsonl'}")
+    if manifest.get("unchanged"):
+        print("Nothing to do: the shards were already made from these annotations and settings.")
+    return out
+
+
+def read_settings(overrides: Overrides) -> PrepareSettings:
+    """The settings of `prepare` with overrides; the keys are the names of its fields."""
+    from pydantic import create_model
+
+    from sam3dist.config.distill import Settings
+    from sam3dist.config.load import with_overrides
+    from sam3dist.data.settings import PrepareSettings
+
+    hints = get_type_hints(PrepareSettings)
+    # PrepareSettings is a plain data class; this gives it the same reading of text and the same errors.
+    shape = {field.name: (hints[field.name], field.default) for field in fields(PrepareSettings)}
+    model = create_model("Prepare", __base__=Settings, **shape)  # type: ignore[call-overload]
+    for key in overrides:
+        if key.partition(".")[0] in ("run", "data"):
+            raise ConfigError(f"{key}: has no effect on prepare, which writes to OUT_DIR and takes {', '.join(shape)}.")
+    return PrepareSettings(**with_overrides(model(), overrides).model_dump())
+
+
+VERB = Verb(
+    name="prepare",
+    summary="turn COCO annotations and images into shards",
+    details="Reads COCO instances or SA-Co pairs, checks every record, sets the bad ones aside with a reason, finds\n"
+    "phrases that name nothing in an image, and writes Parquet shards. The same input gives the same bytes.\n"
+    "Keys: exhaustive, max_negatives_per_image, max_phrase_chars, max_pixels, max_rejected_share,\n"
+    "rows_per_group, rows_per_shard, threads.",
+    examples=(
+        "sam3dist prepare instances_train.json images/ shards/train",
+        "sam3dist prepare instances_val.json images/ shards/val exhaustive=false max_negatives_per_image=8",
+    ),
+    arguments=arguments,
+    run=run,
+)

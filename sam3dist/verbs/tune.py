@@ -1,0 +1,79 @@
+"""`sam3dist tune`: a search for the Pareto front."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sam3dist.verbs.grammar import Overrides, Verb, run_dir
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("space", metavar="SPACE.yaml", help="a search space, such as search_spaces/quick.yaml")
+
+
+def run(options: argparse.Namespace, overrides: Overrides) -> Path:
+    from sam3dist.config.load import load_search, to_yaml, with_search_overrides
+    from sam3dist.report import write_report
+    from sam3dist.verbs.figures import entries, search_figures
+
+    started = time.perf_counter()
+    search = with_search_overrides(load_search(options.space), overrides)
+    directory = run_dir(search.base(), "tune", search.name)
+
+    from cluster.search import run_search
+
+    result = run_search(search, directory)
+    (directory / "search.yaml").write_text(to_yaml(search))
+    drawn = search_figures(directory, search.base().objective.quality, result)
+    seconds = time.perf_counter() - started
+    report = write_report(directory, {"verb": "tune", "seconds": seconds, **result, **entries(directory, drawn)})
+    show(report)
+    return directory
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print every trial, best first, and the front, smallest first."""
+    from sam3dist.verbs.console import table
+
+    trials: Sequence[Mapping[str, Any]] = report["trials"]
+    on_front = {point["trial"] for point in report["front"]}
+    keys = sorted({key for trial in trials for key in trial["config"]})
+
+    def quality(trial: Mapping[str, Any]) -> float:
+        return (trial.get("metrics") or {}).get("miou_all") or 0.0
+
+    rows = [
+        (
+            ("* " if trial["trial"] in on_front else "  ") + str(trial["trial"]),
+            str(trial["state"]).lower(),
+            quality(trial),
+            trial.get("params_millions"),
+            *(trial["config"].get(key) for key in keys),
+        )
+        for trial in sorted(trials, key=lambda trial: -quality(trial))
+    ]
+    short = [key.rpartition(".")[2].replace("_", " ") for key in keys]
+    table(("trial", "state", "mIoU", "params (M)", *short), rows, "Trials (* on the Pareto front)")
+    front = [(p["trial"], p["miou_all"], p["params_millions"], str(p["checkpoint"])) for p in report["front"]]
+    table(("trial", "mIoU", "params (M)", "checkpoint"), front, "Pareto front, smallest first")
+
+
+VERB = Verb(
+    name="tune",
+    summary="search loss knobs and student shapes together for the Pareto front of quality and size",
+    details="A key of the search itself (trials, sampler, max_concurrent, asha.enabled, space.KEY) changes it;\n"
+    "any other key is set on every trial. The same command again goes on where it stopped.\n"
+    "Watch it: optuna-dashboard on the journal in the run directory, tensorboard on the run directory.",
+    examples=(
+        "sam3dist tune search_spaces/quick.yaml data.train=shards/train data.val=shards/val",
+        "sam3dist tune search_spaces/full.yaml data.train=D data.val=V trials=100 max_concurrent=16",
+        "sam3dist tune search_spaces/smoke.yaml trials=2 optim.steps=40",
+        "sam3dist tune mine.yaml 'space.distillation.temperature={uniform: [1, 4]}' sampler=gp",
+    ),
+    arguments=arguments,
+    run=run,
+)
