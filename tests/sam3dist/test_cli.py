@@ -1,0 +1,283 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from sam3dist import cli
+from sam3dist.cli import VERBS, main
+from sam3dist.config.load import load_preset
+from sam3dist.data.samples.write import write_scenes
+from sam3dist.errors import CheckpointError, ConfigError
+from sam3dist.verbs.checkpoints import resolve
+from sam3dist.verbs.grammar import Verb, slug, split
+
+NAMES = [verb.name for verb in VERBS]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs go to a directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SAM3DIST_DEBUG", raising=False)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), images=6, seed=21, side=64)
+
+
+@pytest.fixture(scope="module")
+def shards(scenes: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "val"
+    assert main(["prepare", str(scenes[0]), str(scenes[1]), str(out)]) == 0
+    return out
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a mistake ends in."""
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("sam3dist: ")
+    assert "Traceback" not in captured.err + captured.out
+    return lines[0]
+
+
+def report_in(directory: str | Path) -> dict:
+    report = json.loads((Path(directory) / "report.json").read_text())
+    assert report["status"] == "ok"
+    assert (Path(directory) / "report.html").is_file()
+    return report
+
+
+def test_the_verbs_are_those_of_the_design():
+    assert NAMES == ["smoke", "prepare", "train", "tune", "eval", "compare", "predict", "config", "submit"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_verb_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]):
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: sam3dist {name}")
+    assert "[dotted.key=value ...]" in text
+    assert f"  sam3dist {name}" in text.split("examples:")[1]
+    assert max(len(line) for line in text.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=NAMES)
+def test_every_example_is_accepted_by_the_grammar(verb: Verb):
+    import shlex
+
+    for example in verb.examples:
+        words = shlex.split(example.split(" > ")[0])
+        assert words[:2] == ["sam3dist", verb.name]
+        arguments, _ = split(words[2:])
+        cli._parser(verb).parse_args(arguments)
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{name} " in text for name in NAMES)
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+
+
+MISTAKES = [
+    (["trian", "small"], "did you mean train?"),
+    (["--bogus"], "--bogus"),
+    (["smoke", "extra"], "unrecognized arguments: extra"),
+    (["smoke", "trails=2"], "did you mean trials?"),
+    (["smoke", "optim.steps=0"], "optim.steps=0: must be a whole number of at least 1"),
+    (["prepare", "x.json", "images"], "OUT_DIR"),
+    (["prepare", "gone.json", "images", "out"], "gone.json: no such file"),
+    (["prepare", "gone.json", "images", "out", "thread=2"], "did you mean threads?"),
+    (["prepare", "gone.json", "images", "out", "threads=0"], "threads=0 must be 1 or more"),
+    (["prepare", "gone.json", "images", "out", "run.dir=x"], "no effect on prepare"),
+    (["train"], "PRESET"),
+    (["train", "smal"], "did you mean small?"),
+    (["train", "small", "distillation.temprature=6"], "did you mean distillation.temperature?"),
+    (["train", "small", "distillation.temperature=0"], "must be a number above 0 and at most 100"),
+    (["train", "small", "strategy.zero_stage=3"], "only known with strategy.kind=deepspeed"),
+    (["train", "small", "optim.steps=1", "optim.steps=2"], "optim.steps: given twice (1 and 2)"),
+    (["tune", "gone.yaml"], "gone.yaml: no such search space"),
+    (["eval", "embedded"], "SHARDS"),
+    (["eval", "embedded", "gone"], "gone: no manifest.json in it"),
+    (["eval", "embedded", "gone", "optim.steps=3"], "optim.steps: has no effect on eval"),
+    (["eval", "embedded", "gone", "eval.threshold=2"], "eval.threshold=2: must be a number above 0 and below 1"),
+    (["compare", "a", "b"], "SHARDS"),
+    (["compare", "a", "b", "gone"], "gone: no manifest.json in it"),
+    (["predict", "embedded", "reef.jpg"], "PHRASE"),
+    (["predict", "embedded", "reef.jpg", "fish"], "reef.jpg: cannot be read"),
+    (["predict", "embedded", "reef.jpg", " "], "a PHRASE is empty"),
+    (["config", "smal"], "did you mean small?"),
+    (["config", "base", "optim.stepz=3"], "did you mean optim.steps?"),
+    (["config", "optim.steps=3"], "give the preset"),
+    (["submit"], "which verb?"),
+    (["submit", "dance"], "submit dance: not a job"),
+    (["submit", "train", "small", "run.address=10.0.0.1:6379"], "write http://HOST:8265"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_ends_in_one_line_and_exit_code_2(words: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+    assert told in complaint(capsys, *words)
+    assert not Path("runs").exists()
+
+
+def test_a_mistake_in_a_model_or_image_is_named(shards: Path, capsys: pytest.CaptureFixture[str]):
+    Path("notes.jpg").write_text("hello")
+    assert "notes.jpg: corrupt image" in complaint(capsys, "predict", "embedded", "notes.jpg", "fish")
+    Path("empty").mkdir()
+    assert "has no config.json" in complaint(capsys, "eval", "empty", str(shards))
+    assert "gone does not exist" in complaint(capsys, "eval", "gone", str(shards))
+
+
+def test_the_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("SAM3DIST_DEBUG", "1")
+    assert main(["train", "smal"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("SAM3DIST_DEBUG", "0")
+    assert "did you mean small" in complaint(capsys, "train", "smal")
+
+
+def test_our_own_mistake_shows_where_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("sam3dist.config.load.load_preset", broken)
+    assert main(["config", "base"]) == 1
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_a_mistake_that_was_wrapped_on_its_way_is_still_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def wrapped(*_: object) -> None:
+        try:
+            raise ConfigError("optim.steps=0: two\nlines.")
+        except ConfigError as error:
+            raise RuntimeError("a worker died") from error
+
+    monkeypatch.setattr("sam3dist.config.load.load_preset", wrapped)
+    assert complaint(capsys, "config", "base") == "sam3dist: optim.steps=0: two lines."
+
+
+def test_an_output_that_is_a_file_is_named(scenes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    Path("taken").write_text("a file")
+    assert "taken: is a file" in complaint(capsys, "prepare", str(scenes[0]), str(scenes[1]), "taken")
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(
+    tiny_teacher_dir: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("taken").write_text("a file")
+    assert main(["eval", str(tiny_teacher_dir), str(shards), "eval.max_images=1", "run.dir=taken/below"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "sam3dist: taken/below: not a directory."
+
+
+def test_config_prints_yaml_that_is_a_preset(capsys: pytest.CaptureFixture[str]):
+    assert main(["config", "small", "strategy.kind=fsdp", "optim.learning_rate=1e-4"]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["strategy"]["kind"] == "fsdp"
+    Path("mine.yaml").write_text(text)
+    mine = load_preset("mine.yaml")
+    assert (mine.optim.learning_rate, mine.student) == (1e-4, load_preset("small").student)
+    assert main(["config"]) == 0
+    assert "mobile" in capsys.readouterr().out
+
+
+def test_prepare_reports_what_it_wrote(scenes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    words = ["prepare", str(scenes[0]), str(scenes[1]), "out/train", "rows_per_group=2", "max_negatives_per_image=3"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "out/train"
+    report = report_in("out/train")
+    manifest = json.loads(Path("out/train/manifest.json").read_text())
+    assert report["rows"] == manifest["rows"] == 6
+    assert report["positives"] + report["negatives"] == report["phrases"]
+    assert report["negatives"] <= 3 * 6
+    assert (report["rejected"], report["unchanged"]) == ({}, False)
+    assert main(words) == 0
+    assert report_in("out/train")["unchanged"] is True
+
+
+def test_eval_reports_the_metrics(tiny_teacher_dir: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["eval", str(tiny_teacher_dir), str(shards), "eval.threshold=0.2", "run.dir=here"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "here"
+    report = report_in("here")
+    assert report["num_pairs"] == report["num_positive"] + report["num_negative"] == report["metrics"]["num_pairs"]
+    assert report["num_pairs"] == json.loads((shards / "manifest.json").read_text())["phrases"]
+    assert "miou_all" in out
+    assert load_preset("here/config.yaml").eval.threshold == 0.2
+
+
+def test_compare_reports_both_and_draws_where_they_differ(tiny_teacher_dir: Path, shards: Path):
+    words = ["compare", str(tiny_teacher_dir), str(tiny_teacher_dir), str(shards), "eval.threshold=0.2"]
+    assert main([*words, "run.figures=2", "eval.max_images=3", "run.dir=here"]) == 0
+    report = report_in("here")
+    assert report["student"] == report["teacher"]
+    assert report["student_over_teacher"] == pytest.approx(1)
+    assert len(report["figures"]) == 2
+    assert all((Path("here") / figure).is_file() for figure in report["figures"])
+
+
+def test_predict_leaves_a_picture_and_annotations(
+    tiny_teacher_dir: Path, scenes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    image = sorted(scenes[1].iterdir())[0]
+    assert main(["predict", str(tiny_teacher_dir), str(image), "red circle", "a dog", "eval.threshold=0.01"]) == 0
+    run_dir = Path(capsys.readouterr().out.splitlines()[-1])
+    report = report_in(run_dir)
+    assert [found["phrase"] for found in report["found"]] == ["red circle", "a dog"]
+    document = json.loads((run_dir / report["annotations"]).read_text())
+    assert len(document["annotations"]) == sum(found["instances"] for found in report["found"]) > 0
+    assert Image.open(run_dir / report["figures"][0]).size == Image.open(image).size
+
+
+def test_a_run_directory_stands_for_its_checkpoint(tiny_teacher_dir: Path, shards: Path):
+    shutil.copytree(tiny_teacher_dir, "run/checkpoints/last")
+    Path("run/report.json").write_text(json.dumps({"verb": "train", "checkpoint": "checkpoints/last"}))
+    assert resolve("run") == "run/checkpoints/last"
+    assert main(["eval", "run", str(shards), "eval.max_images=1"]) == 0
+    Path("run/report.json").write_text(json.dumps({"verb": "tune", "best": {"checkpoint": "/abs/best"}}))
+    assert resolve("run") == "/abs/best"
+    assert resolve("embedded") == "embedded"
+    Path("run/report.json").write_text(json.dumps({"verb": "eval"}))
+    with pytest.raises(CheckpointError, match="names no checkpoint"):
+        resolve("run")
+    Path("run/report.json").write_text("[")
+    with pytest.raises(CheckpointError, match="not a report of ours"):
+        resolve("run")
+
+
+def test_words_with_a_key_are_overrides_and_all_else_are_arguments():
+    words = ["a/b=c", "x.y=1", "yellow fish", "name=a=b", "./k=v", "--help", "data.train="]
+    assert split(words) == (["a/b=c", "yellow fish", "./k=v", "--help"], {"x.y": "1", "name": "a=b", "data.train": ""})
+
+
+def test_run_directories_have_plain_names():
+    assert slug("facebook/sam3") == "facebook-sam3"
+    assert slug("/data/runs/train-x/checkpoints/step 100/") == "checkpoints-step-100"
+    assert slug("../..") == "run"
+
+
+def test_the_module_runs_as_a_program_and_survives_a_closed_pipe():
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "sam3dist", "config", "smal"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "sam3dist: smal: no such preset; did you mean small?\n"
+    command = f"{sys.executable} -m sam3dist config base | true; exit ${{PIPESTATUS[0]}}"
+    piped = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert "Traceback" not in piped.stderr
