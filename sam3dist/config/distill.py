@@ -191,6 +191,8 @@ class RunConfig(Settings):
     """Ray cluster to join; None starts one on this machine, or uses the one of `ray job submit`."""
     num_cpus: float | None = Field(None, gt=0)
     """CPUs a cluster started here offers; None counts the machine's."""
+    wait_for_nodes_s: float = Field(0, ge=0)
+    """How long an autoscaling cluster may take to grow to what the run asks for; 0 gives up at once."""
 
 
 class ObjectiveConfig(Settings):

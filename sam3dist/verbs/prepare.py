@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, get_type_hints
 
-from sam3dist.errors import ConfigError
 from sam3dist.verbs.grammar import Overrides, Verb
-
-if TYPE_CHECKING:
-    from sam3dist.data.settings import PrepareSettings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +16,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
+    from sam3dist.config.prepare import prepare_settings
     from sam3dist.data.prepare import prepare
     from sam3dist.report import write_report
     from sam3dist.verbs.console import progress, table
 
     started = time.perf_counter()
-    chosen = read_settings(overrides)
+    chosen = prepare_settings(overrides)
     out = Path(options.out)
     with progress("preparing images") as update:
         manifest = prepare(options.annotations, options.images, out, chosen, update)
@@ -51,24 +46,6 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     if manifest.get("unchanged"):
         print("Nothing to do: the shards were already made from these annotations and settings.")
     return out
-
-
-def read_settings(overrides: Overrides) -> PrepareSettings:
-    """The settings of `prepare` with overrides; the keys are the names of its fields."""
-    from pydantic import create_model
-
-    from sam3dist.config.distill import Settings
-    from sam3dist.config.load import with_overrides
-    from sam3dist.data.settings import PrepareSettings
-
-    hints = get_type_hints(PrepareSettings)
-    # PrepareSettings is a plain data class; this gives it the same reading of text and the same errors.
-    shape = {field.name: (hints[field.name], field.default) for field in fields(PrepareSettings)}
-    model = create_model("Prepare", __base__=Settings, **shape)  # type: ignore[call-overload]
-    for key in overrides:
-        if key.partition(".")[0] in ("run", "data"):
-            raise ConfigError(f"{key}: has no effect on prepare, which writes to OUT_DIR and takes {', '.join(shape)}.")
-    return PrepareSettings(**with_overrides(model(), overrides).model_dump())
 
 
 VERB = Verb(

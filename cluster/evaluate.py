@@ -1,0 +1,101 @@
+"""`python -m cluster.evaluate CHECKPOINT SHARDS [dotted.key=value ...]`: any student or teacher, on many workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.train import LoggingConfig, RunConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster import job
+from cluster.mistakes import GiveUpOnMistakes, persons_mistake
+from cluster.preflight import check_resources
+from cluster.session import session
+from cluster.trainer import scaling, threads
+from sam3dist.config.distill import DistillConfig as Defaults
+from sam3dist.config.load import with_overrides
+from sam3dist.data.batches import evaluation_batches
+from sam3dist.data.shards import open_shards
+from sam3dist.evaluate import evaluate
+from sam3dist.models.size import model_size
+from sam3dist.models.teacher import load_teacher
+from sam3dist.report import write_report
+from sam3dist.strategies.processes import own_device, rank_and_size, sum_over_ranks
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
+
+COUNTS = ("num_pairs", "num_positive", "num_negative")
+
+
+def run_evaluation(config: DistillConfig, checkpoint: str, shards: str, run_dir: Path) -> dict[str, Any]:
+    """What report.json says of an evaluation by `strategy.num_workers` workers, each with its share of the rows.
+
+    checkpoint: whatever `load_teacher` takes. Connects to a cluster unless the process is connected. Raises
+    CheckpointError, DataError and ResourceError.
+    """
+    open_shards(shards)  # a wrong path ends here
+    source = str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint
+    with session(config.run):
+        check_resources(config.strategy, wait_s=config.run.wait_for_nodes_s)
+        trainer = TorchTrainer(
+            evaluate_worker,
+            train_loop_config={"config": config, "checkpoint": source, "shards": str(Path(shards).resolve())},
+            scaling_config=scaling(config.strategy),
+            torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),
+            run_config=RunConfig(
+                name="evaluation",
+                storage_path=str(run_dir.resolve()),
+                callbacks=[GiveUpOnMistakes()],
+                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+        try:
+            return {"checkpoint": source, "shards": shards, **trainer.fit().return_value}
+        except TrainingFailedError as error:
+            raise persons_mistake(error) or error from error
+
+
+def evaluate_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """One worker's part; the metrics are those of all."""
+    config: DistillConfig = settings["config"]
+    device = own_device(config.strategy)
+    model = load_teacher(settings["checkpoint"], device, config.teacher.precision)
+    rank, world_size = rank_and_size()
+    batches = evaluation_batches(
+        open_shards(settings["shards"]),
+        config.data,
+        model.image_size,
+        rank,
+        world_size,
+        max_images=config.eval.max_images,
+        images_per_batch=config.eval.images_per_batch,
+    )
+    reduce = sum_over_ranks if world_size > 1 else None
+    metrics = evaluate(model, batches, config.eval.threshold, device=device, all_reduce=reduce)
+    size = model_size(model.net.config)
+    return {
+        "metrics": metrics,
+        **{name: metrics[name] for name in COUNTS},
+        "params_millions": size.params_millions,
+        "megabytes": size.megabytes,
+    }
+
+
+def work(words: Sequence[str]) -> Path:
+    started = time.perf_counter()
+    (checkpoint, shards), overrides = job.split(words, "CHECKPOINT", "SHARDS")
+    config = with_overrides(Defaults(name="eval"), overrides)
+    run_dir = Path(config.run.dir or f"runs/eval-{Path(checkpoint).name}")
+    result = run_evaluation(config, checkpoint, shards, run_dir)
+    write_report(run_dir, {"verb": "eval", "seconds": time.perf_counter() - started, **result})
+    print(job.numbers(result["metrics"]))
+    return run_dir
+
+
+if __name__ == "__main__":
+    job.run(work)

@@ -1,0 +1,48 @@
+"""What the entry points `python -m cluster.VERB` share: their words, their errors, their exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cluster.mistakes import persons_mistake
+from cluster.stopping import leave_on_sigterm
+from sam3dist.errors import ConfigError
+
+
+def run(work: Callable[[Sequence[str]], Path]) -> NoReturn:
+    """Do the work on the words of the command line and exit: 0, 2 for a person's mistake in one line, 1 for ours.
+
+    `work` gives the run directory, which is printed last. SIGTERM, as of `ray job stop`, ends it with 143.
+    """
+    leave_on_sigterm()
+    try:
+        print(work(sys.argv[1:]), flush=True)
+    except Exception as error:
+        mistake = persons_mistake(error)
+        if mistake is None or os.environ.get("SAM3DIST_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        if mistake is not None:
+            print("sam3dist: " + " ".join(str(mistake).split()), file=sys.stderr, flush=True)
+        sys.exit(1 if mistake is None else 2)
+    sys.exit(0)
+
+
+def split(words: Sequence[str], *names: str) -> tuple[list[str], dict[str, str]]:
+    """The arguments, exactly as many as `names`, and the overrides `dotted.key=value` by key; else ConfigError."""
+    overrides = {match[1]: match[2] for word in words if (match := re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", word, re.S))}
+    arguments = [word for word in words if not re.match(r"[A-Za-z_][\w.]*=", word)]
+    if len(arguments) != len(names):
+        given = " ".join(arguments) or "nothing"
+        raise ConfigError(f"expected {' '.join(names)} [dotted.key=value ...], got {given}.")
+    return arguments, overrides
+
+
+def numbers(values: Mapping[str, Any]) -> str:
+    """The numbers among the values in one line, for the log."""
+    return "  ".join(f"{key} {value:.4g}" for key, value in values.items() if isinstance(value, int | float))

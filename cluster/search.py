@@ -1,0 +1,144 @@
+"""SearchConfig -> many runs side by side, and the front they make together.
+
+Each trial is a run of Ray Train of its own, with as many workers as the base run has; Ray Train places them. Tune holds
+one tiny driver per trial, asks the searcher what to try, and stops what falls behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from cluster import preflight
+from cluster.outcome import Narrator, summary
+from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
+from cluster.session import session
+from cluster.trainer import fit, located
+from sam3dist.config.load import to_yaml, with_overrides
+from sam3dist.errors import ConfigError, ResourceError, Sam3DistError
+from sam3dist.models.size import model_size
+from sam3dist.models.teacher import load_teacher
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
+    from sam3dist.config.search import SearchConfig
+
+TRIALS, TUNE, JOURNAL, CONFIG = "trials", "tune", "optuna.journal", "search.yaml"
+"""In the run directory: a run directory per trial, Tune's state, Optuna's study (for optuna-dashboard), the search."""
+MISTAKE = "mistake.txt"
+"""In a trial's directory: why trying it again would be in vain."""
+MOST_TRIAL_FAILURES = 2
+"""Times that a trial whose driver is lost, as with its machine, is taken up again at its last checkpoint."""
+
+
+def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, Any]:
+    """What report.json says of a search: trials, front, best, hypervolume, and how many trials ended in which state.
+
+    The states: "done", "stopped" (by ASHA), "failed", and "refused" (such a student cannot be built or is above
+    `max_params_millions`; it takes no trial's place). The front holds done trials only. The same directory again
+    goes on after a crash: finished trials are kept, the others resume at their last checkpoint. Connects to a
+    cluster (`session`) unless the process is connected. By default it writes to `run.dir`, else runs/tune-NAME.
+
+    Raises ResourceError and ConfigError before anything trains, and the first trial's error if no trial was done.
+    """
+    base = search.base()
+    run_dir = (run_dir or Path(base.run.dir or f"runs/tune-{search.name}")).resolve()
+    _require_same_search(search, run_dir)
+    base = located(base, run_dir)
+    teacher: Any = load_teacher(base.teacher.source, precision="fp32").net.config
+    refuse = Refusal(base, teacher, search.max_params_millions)
+    require_some_shape(search, refuse)
+    with session(base.run):
+        preflight.check_state_api()
+        concurrent = min(search.max_concurrent, search.trials)
+        preflight.check_resources(base.strategy, concurrent, wait_s=base.run.wait_for_nodes_s)
+        cpus, groups = preflight.free_cpus(), preflight.held_placement_groups()
+        results = _tuner(search, base, run_dir, refuse).fit()
+        lost = preflight.wait_until_free(cpus, groups)
+        if lost:
+            raise ResourceError(f"the trials of {run_dir} are over, but {lost}; restart the cluster.")
+    refused = refused_trials(run_dir / JOURNAL, search.name)
+    return summary(results, refused, base, model_size(teacher).params_millions)
+
+
+def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Refusal) -> tune.Tuner:
+    """The search as Tune runs it: as it was when a crash cut it short, else a fresh one."""
+    for mistake in run_dir.glob(f"{TRIALS}/*/{MISTAKE}"):
+        mistake.unlink()  # whoever starts the search again has mended something
+    trainable = tune.with_resources(_trial(base, search.name, run_dir), {"CPU": preflight.TRIAL_CPUS})
+    state = run_dir / TUNE
+    if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
+        print(f"going on with the search in {run_dir}", flush=True)
+        return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True, resume_errored=True)
+    # What a crash in the first seconds left: without Tune's state nobody knows which trial is which.
+    shutil.rmtree(run_dir / TRIALS, ignore_errors=True)
+    shutil.rmtree(state, ignore_errors=True)
+    (run_dir / JOURNAL).unlink(missing_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / CONFIG).write_text(to_yaml(search), encoding="utf-8")
+    steps, quality = base.optim.steps, base.objective.quality
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=search.trials,
+            max_concurrent_trials=search.max_concurrent,
+            search_alg=JointSearch(search, quality, steps, run_dir / JOURNAL, refuse),
+            scheduler=_scheduler(search, steps),
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=str(run_dir),
+            failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_FAILURES),
+            callbacks=[Narrator(quality, steps)],
+            verbose=0,
+        ),
+    )
+
+
+def _trial(base: DistillConfig, name: str, run_dir: Path) -> Callable[[dict[str, Any]], None]:
+    """What Tune runs for a trial: one training run, in a directory that follows from the trial's number."""
+
+    def trial(suggestion: dict[str, Any]) -> None:
+        directory = run_dir / TRIALS / suggestion[TRIAL]
+        mistake = directory / MISTAKE
+        if mistake.is_file():
+            raise ConfigError(mistake.read_text(encoding="utf-8"))
+        config = with_overrides(base, {**suggestion[VALUES], "name": f"{name}-{suggestion[TRIAL]}"})
+        try:
+            report = fit(config, directory, callbacks=[TuneReportCallback()])
+        except Sam3DistError as error:
+            mistake.write_text(str(error), encoding="utf-8")
+            raise
+        # Once more, since Tune may have missed the last one: a trial taken up again after its end reports nothing new.
+        metrics, checkpoint = report.pop("metrics"), report.pop("checkpoint")
+        tune.report({**metrics, **report, CHECKPOINT_PATH_KEY: checkpoint})
+
+    return trial
+
+
+def _scheduler(search: SearchConfig, steps: int) -> TrialScheduler:
+    grace = max(1, round(search.asha.grace_share * steps))
+    if not search.asha.enabled or grace >= steps:
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr="step",
+        metric="score",
+        mode="max",
+        grace_period=grace,
+        reduction_factor=search.asha.reduction_factor,
+        # No rung at the end: a trial that got there ends by itself, with its last checkpoint written.
+        max_t=max(grace, steps - 1),
+        stop_last_trials=False,
+    )
+
+
+def _require_same_search(search: SearchConfig, run_dir: Path) -> None:
+    found = run_dir / CONFIG
+    if found.is_file() and found.read_text(encoding="utf-8") != to_yaml(search):
+        raise ConfigError(f"run.dir={run_dir}: holds another search, see its {CONFIG}; choose another run.dir.")

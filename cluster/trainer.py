@@ -1,0 +1,151 @@
+"""DistillConfig -> one run on the cluster, as many workers as `strategy.num_workers`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.mistakes import GiveUpOnMistakes, persons_mistake
+from cluster.preflight import check_resources
+from cluster.session import session
+from cluster.stopping import STOP, checkpoint_on_sigterm
+from cluster.streams import TRAIN, reference_dataset, split_config
+from cluster.worker import train_worker
+from sam3dist.config.load import to_yaml, with_overrides
+from sam3dist.data.samples.write import scene_shards
+from sam3dist.data.shards import open_shards
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig, StrategyConfig
+
+CHECKPOINTS = "checkpoints"
+TRAIN_SCENES, VAL_SCENES = 512, 64
+"""Generated images where no data is named."""
+MOST_START_FAILURES = 3
+"""Times that workers may fail to start; Ray's default is to try for ever."""
+EXTRA_KEYS = ("before", "params_millions", "megabytes", "score", "step", "samples_per_second", "goodput")
+
+
+def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str, Any]:
+    """What report.json says of a training run: metrics, before, params_millions, megabytes, checkpoint, ...
+
+    Everything is written below `run_dir` (by default `run.dir`, else runs/train-NAME), which the workers must see
+    under the same path. The same directory again resumes at its last checkpoint, or, if the run was complete, gives
+    its result again. Connects to a cluster (`session`) unless the process is connected.
+
+    Raises what a person can mend as it was raised in the worker, ResourceError before anything starts, and Ray's
+    TrainingFailedError once `strategy.max_failures` worker groups are lost.
+    """
+    run_dir = run_dir or Path(config.run.dir or f"runs/train-{config.name}")
+    config = located(config, run_dir.resolve())
+    with session(config.run):
+        check_resources(config.strategy, wait_s=config.run.wait_for_nodes_s)
+        return fit(config, run_dir.resolve())
+
+
+def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
+    """`run_training` on a connected cluster that has room, with absolute paths; a trial's part of a search.
+
+    callbacks: of Ray Train, such as the link to Tune.
+    """
+    shards = open_shards(str(config.data.train))
+    open_shards(str(config.data.val))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (run_dir / STOP).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        train_worker,
+        # A trial has its line per report; the progress of all trials at once would bury it.
+        train_loop_config={"config": config, "run_dir": str(run_dir), "quiet": bool(callbacks)},
+        datasets={TRAIN: reference_dataset(shards, config)},
+        dataset_config=split_config(),
+        scaling_config=scaling(config.strategy),
+        torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=str(run_dir),
+            failure_config=FailureConfig(
+                max_failures=config.strategy.max_failures, controller_failure_limit=MOST_START_FAILURES
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            callbacks=[GiveUpOnMistakes(), *callbacks],
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        with checkpoint_on_sigterm(run_dir):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        mistake = persons_mistake(error)
+        if mistake is not None:
+            raise mistake from error
+        raise
+    finally:
+        _sweep(run_dir / CHECKPOINTS)
+    report = result.return_value
+    assert report is not None
+    assert result.checkpoint is not None
+    return {
+        "metrics": report["metrics"],
+        **{key: report[key] for key in EXTRA_KEYS},
+        "complete": report["step"] >= config.optim.steps,
+        "checkpoint": result.checkpoint.path,
+        "data": {"train": config.data.train, "val": config.data.val},
+    }
+
+
+def located(config: DistillConfig, run_dir: Path) -> DistillConfig:
+    """The same run with its paths absolute, since workers start in directories of their own.
+
+    Where no data is named, scenes are generated in the run directory.
+    """
+    train, val = config.data.train, config.data.val
+    scenes = run_dir / "scenes"
+    found: Mapping[str, str] = {
+        "data.train": str(Path(train).resolve() if train else scene_shards(scenes, TRAIN_SCENES, config.run.seed)),
+        "data.val": str(Path(val).resolve() if val else scene_shards(scenes, VAL_SCENES, config.run.seed + 1)),
+    }
+    if Path(config.teacher.source).exists():
+        found = {**found, "teacher.source": str(Path(config.teacher.source).resolve())}
+    return with_overrides(config, found)
+
+
+def scaling(strategy: StrategyConfig) -> ScalingConfig:
+    """The workers Ray Train is to start, at least one: none would be its local mode, which keeps nothing."""
+    gpu = {"GPU": 1.0} if strategy.use_gpu else {}
+    return ScalingConfig(
+        num_workers=strategy.num_workers,
+        use_gpu=strategy.use_gpu,
+        resources_per_worker={"CPU": strategy.cpus_per_worker, **gpu},
+    )
+
+
+def threads(strategy: StrategyConfig) -> str:
+    """OMP_NUM_THREADS of a worker: its CPUs, unless a person has set it."""
+    return os.environ.get("OMP_NUM_THREADS", str(max(1, int(strategy.cpus_per_worker))))
+
+
+def _sweep(checkpoints: Path) -> None:
+    """Delete directories of checkpoints that a crash cut short: Ray Train's manifest does not name them."""
+    manifest = checkpoints / "checkpoint_manager_snapshot.json"
+    if not manifest.is_file():
+        return
+    known = manifest.read_text(encoding="utf-8")
+    for found in checkpoints.glob("checkpoint_*"):
+        if found.is_dir() and found.name not in known:
+            shutil.rmtree(found, ignore_errors=True)

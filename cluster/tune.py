@@ -1,0 +1,29 @@
+"""`python -m cluster.tune SPACE.yaml [dotted.key=value ...]`: a search as a Ray job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import job
+from cluster.search import run_search
+from sam3dist.config.load import load_search, with_search_overrides
+from sam3dist.report import write_report
+
+
+def work(words: Sequence[str]) -> Path:
+    started = time.perf_counter()
+    (space,), overrides = job.split(words, "SPACE.yaml")
+    search = with_search_overrides(load_search(space), overrides)
+    run_dir = Path(search.base().run.dir or f"runs/tune-{search.name}")
+    result = run_search(search, run_dir)
+    write_report(run_dir, {"verb": "tune", "seconds": time.perf_counter() - started, **result})
+    print("  ".join(f"{count} {state}" for state, count in result["states"].items()))
+    for point in result["front"]:
+        print(f"front  trial {point['trial']}  {job.numbers(point)}  {point['checkpoint']}")
+    return run_dir
+
+
+if __name__ == "__main__":
+    job.run(work)

@@ -1,0 +1,133 @@
+"""What every worker of a run does: build, resume, train, report. Ray Train calls `train_worker` in each."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, closing, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+import torch
+from torch import nn
+
+from cluster.stopping import STOP
+from cluster.streams import TRAIN, training_batches
+from sam3dist.data.batches import evaluation_batches
+from sam3dist.data.shards import open_shards
+from sam3dist.engine.checkpoint import read_state
+from sam3dist.engine.loggers import make_loggers
+from sam3dist.engine.loop import train
+from sam3dist.evaluate import evaluate
+from sam3dist.models.segmenter import Pupil, Segmenter
+from sam3dist.models.size import model_size
+from sam3dist.models.student import build_student
+from sam3dist.models.teacher import load_teacher
+from sam3dist.strategies.processes import own_device, sum_over_ranks
+from sam3dist.strategies.protocol import make_strategy
+from sam3dist.types import Report
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """One worker's run; gives what Ray Train returns as the result of the run: the last report.
+
+    settings: "config", a DistillConfig; "run_dir", which all workers share; "quiet", to print nothing about its
+    progress. Resumes from the checkpoint that Ray Train holds for this run.
+    """
+    _hush()
+    config: DistillConfig = settings["config"]
+    run_dir = Path(settings["run_dir"])
+    held = ray.train.get_checkpoint()
+    with ExitStack() as stack:
+        # Each worker writes its part of a checkpoint here; Ray Train brings the parts together in the run directory.
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3d-checkpoint-"))
+        resume = Path(stack.enter_context(held.as_directory())) if held else None
+        if settings["quiet"]:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+        return asdict(_train(config, run_dir, Path(scratch), resume))
+
+
+def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None) -> Report:
+    device = own_device(config.strategy)
+    teacher = load_teacher(config.teacher.source, device, config.teacher.precision)
+    student = build_student(config.student, teacher, config.run.seed)
+    pupil = _pupil(student, teacher, config)
+    asked = teacher if _teaches(config) else None
+    side = max(student.image_size, asked.image_size) if asked else student.image_size
+    strategy = make_strategy(config, device)
+    val = open_shards(_named(config.data.val))
+
+    def measure(module: nn.Module) -> dict[str, float]:
+        limits = {"max_images": config.eval.max_images, "images_per_batch": config.eval.images_per_batch}
+        own = evaluation_batches(val, config.data, student.image_size, strategy.rank, strategy.world_size, **limits)
+        reduce = sum_over_ranks if strategy.world_size > 1 else None
+        return evaluate(module, own, config.eval.threshold, device=device, all_reduce=reduce)
+
+    references = ray.train.get_dataset_shard(TRAIN).iter_rows()
+    seen = read_state(resume).batches if resume else 0
+    batches = training_batches(references, config.data, side, seed=config.run.seed, skip_batches=seen)
+    with closing(batches):
+        return train(
+            config,
+            pupil=pupil,
+            teacher=asked,
+            strategy=strategy,
+            batches=batches,
+            evaluate=measure,
+            publish=publish,
+            directory=scratch,
+            resume=resume,
+            loggers=make_loggers(config, run_dir) if strategy.rank == 0 else (),
+            reference_millions=model_size(teacher.net.config).params_millions,
+            epoch_images=open_shards(_named(config.data.train)).rows,
+            told_to_stop=_stop_file(run_dir),
+        )
+
+
+def _hush() -> None:
+    """Leave out Ray Train's copies of every report; it names that logger after a file, so its own setting misses it."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.endswith(".py"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def publish(report: Report, checkpoint: Path | None) -> None:
+    """Hand an evaluation, and this worker's part of a checkpoint, to Ray Train. Costs about two seconds a call."""
+    held = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
+    ray.train.report(as_metrics(report), checkpoint=held)
+
+
+def as_metrics(report: Report) -> dict[str, Any]:
+    """The report as Tune takes it: the metrics by their own names beside "step", "score", "params_millions"..."""
+    rest = asdict(report)
+    del rest["checkpoint"]  # a worker's part of it, soon gone; Ray's link to Tune adds "checkpoint_path"
+    return {**rest.pop("metrics"), **rest}
+
+
+def _pupil(student: Segmenter, teacher: Segmenter, config: DistillConfig) -> Pupil:
+    imitated = config.distillation.features if config.distillation.gamma > 0 else ()
+    widths: dict[str, int] = {name: teacher.feature_widths[name] for name in imitated}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)  # the same projections on every worker
+        return Pupil(student, widths)
+
+
+def _teaches(config: DistillConfig) -> bool:
+    return config.distillation.beta > 0 or config.distillation.gamma > 0
+
+
+def _named(folder: str | None) -> str:
+    assert folder is not None, "run_training fills in data.train and data.val"
+    return folder
+
+
+def _stop_file(run_dir: Path) -> Callable[[], bool]:
+    return (run_dir / STOP).exists
