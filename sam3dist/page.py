@@ -127,17 +127,15 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
 
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     """The tables that the report has content for."""
-    for pair in (("student", "teacher"), ("before", "metrics")):
-        left, right = (report.get(key) for key in pair)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            heads = {"before": "untrained", "metrics": "trained"}
-            rows = [[NAMES.get(str(key), str(key)), shown(left.get(key)), shown(right[key])] for key in right]
-            yield Table("Quality", ["", *(heads.get(key, key) for key in pair)], rows)
-            break
-    else:
-        if report.get("metrics"):
-            rows = [[NAMES.get(str(key), str(key)), shown(value)] for key, value in report["metrics"].items()]
-            yield Table("Quality", ["", "value"], rows)
+    answers = {"before": "untrained", "metrics": "trained", "student": "student", "teacher": "teacher"}
+    given = [key for key in answers if report.get(key)]
+    if given:
+        names = ["value"] if given == ["metrics"] else [answers[key] for key in given]
+        rows = [
+            [NAMES.get(str(metric), str(metric)), *(shown(report[key].get(metric)) for key in given)]
+            for metric in report[given[-1]]
+        ]
+        yield Table("Quality", ["", *names], rows)
     if "front" in report:
         yield _trials(report)
     if report.get("megabytes"):

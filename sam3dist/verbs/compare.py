@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +64,18 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     return directory
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print both models' numbers side by side, and what the student keeps of the teacher."""
+def show(found: Mapping[str, Any], before: Mapping[str, float] | None = None) -> None:
+    """Print the numbers side by side, of the untrained student too if given, and what the student keeps."""
     from sam3dist.verbs.console import table
 
-    student, teacher = found["student"], found["teacher"]
-    rows = [(name, value, teacher[name]) for name, value in student.items()]
-    millions = [found["sizes"][name]["params_millions"] for name in ("student", "teacher")]
-    table(("metric", "student", "teacher"), [*rows, ("parameters (millions)", *millions)])
-    kept = f"{100 * found['student_over_teacher']:.1f} % of the teacher's mIoU on positives"
-    print(f"The student has {kept} at 1/{found['times_smaller']:.1f} of its size.")
+    columns = {"untrained": before or {}, "student": found["student"], "teacher": found["teacher"]}
+    size = {name: found["sizes"].get(name, {}).get("params_millions") for name in columns}
+    shown = list(columns) if before else ["student", "teacher"]
+    rows = [(metric, *(columns[name].get(metric) for name in shown)) for metric in found["student"]]
+    table(("metric", *shown), [*rows, ("parameters (millions)", *(size[name] for name in shown))])
+    share = found["student_over_teacher"]
+    kept = "an unknown share" if isnan(share) else f"{100 * share:.1f} %"
+    print(f"The student has {kept} of the teacher's mIoU on positives at 1/{found['times_smaller']:.1f} of its size.")
 
 
 VERB = Verb(

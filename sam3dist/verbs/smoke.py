@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sam3dist.verbs.grammar import Overrides, Verb, run_dir
+from sam3dist.verbs.grammar import Overrides, Verb
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
 
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "smoke.yaml"
+SCENES = {"train": 256, "val": 48}
+SCENE_SIDE = 160
+"""Pixels; the embedded teacher sees 96 of them, and masks are compared at 160."""
+
+OURS = ("trials", "tune", "optuna.journal", "search.yaml", "config.yaml", "figures", "report.html", "report.json")
+"""What a run writes into its directory besides the scenes; the report last, since it tells that the run is over."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,31 +37,64 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
 
     started = time.perf_counter()
     search = with_search_overrides(load_search(SPACE), overrides)
+    directory = Path(search.base().run.dir or "runs/smoke").resolve()
+    teacher = load(search.base().teacher.source, search.base().teacher.precision)
+    clear_finished(directory)
+    search = with_search_overrides(search, scenes(search.base(), directory / "scenes"))
     config = search.base()
-    directory = run_dir(config, "smoke", search.name) if config.run.dir else Path("runs/smoke")
 
     from cluster.search import run_search
 
     result = run_search(search, directory)
-    student = load(result["best"]["checkpoint"])
-    teacher = load(config.teacher.source, config.teacher.precision)
-    found, panels = compared(student, teacher, result["data"]["val"], config, directory)
+    best = result["best"]
+    found, panels = compared(load(best["checkpoint"]), teacher, result["data"]["val"], config, directory)
     star = {"metrics": found["teacher"], "params_millions": found["sizes"]["teacher"]["params_millions"]}
     drawn = {**search_figures(directory, config.objective.quality, result, star), **panels}
     (directory / "config.yaml").write_text(to_yaml(config))
-    report = {"verb": "smoke", "seconds": time.perf_counter() - started, **result, **found}
+    seconds = time.perf_counter() - started
+    report = {"verb": "smoke", "seconds": seconds, **result, "before": best["before"], **found}
     write_report(directory, {**report, **entries(directory, drawn)})
     show(report)
-    show_comparison(found)
-    print(f"Look at {directory / 'report.html'}")
+    print(f"Trial {best['trial']} has the best score of quality and size; it is the student below.")
+    show_comparison(found, best["before"])
+    print(f"report    {directory / 'report.html'}\nstudent   {best['checkpoint']}")
     return directory
+
+
+def clear_finished(directory: Path) -> None:
+    """Remove what a finished smoke run left, so that this one is real. An interrupted one goes on; scenes are kept."""
+    report = directory / "report.json"
+    try:
+        ended = json.loads(report.read_text()).get("verb") == "smoke"
+    except (OSError, ValueError, AttributeError):
+        return
+    for name in OURS if ended else ():
+        path = directory / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def scenes(config: DistillConfig, folder: Path) -> Overrides:
+    """Overrides that name shards of generated scenes, wherever the configuration names none."""
+    from sam3dist.data.samples.write import scene_shards
+    from sam3dist.verbs.console import progress
+
+    made = {}
+    for seed, (split, given) in enumerate((("train", config.data.train), ("val", config.data.val))):
+        if given is None:
+            with progress(f"generating {split} scenes") as update:
+                made[f"data.{split}"] = str(scene_shards(folder, SCENES[split], seed, SCENE_SIDE, update))
+    return made
 
 
 VERB = Verb(
     name="smoke",
     summary="the whole story in minutes: scenes, a search of four trials, its best student against the teacher",
     details="Needs no data, no download and no GPU. Generates scenes, searches search_spaces/smoke.yaml with the\n"
-    "embedded teacher, compares the best student with it, and reports. Takes the keys of `tune`.",
+    "embedded teacher, compares the best student with it, and reports. Takes the keys of `tune`. Each run\n"
+    "begins anew in runs/smoke; one that was interrupted goes on.",
     examples=("sam3dist smoke", "sam3dist smoke trials=2 optim.steps=40 run.dir=/tmp/smoke"),
     arguments=arguments,
     run=run,

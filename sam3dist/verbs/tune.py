@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
-    from sam3dist.config.load import load_search, to_yaml, with_search_overrides
+    from sam3dist.config.load import load_search, with_search_overrides
     from sam3dist.report import write_report
     from sam3dist.verbs.figures import entries, search_figures
 
@@ -27,7 +27,6 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from cluster.search import run_search
 
     result = run_search(search, directory)
-    (directory / "search.yaml").write_text(to_yaml(search))
     drawn = search_figures(directory, search.base().objective.quality, result)
     seconds = time.perf_counter() - started
     report = write_report(directory, {"verb": "tune", "seconds": seconds, **result, **entries(directory, drawn)})
