@@ -12,7 +12,7 @@ import ray
 from cluster import job
 from cluster.session import session
 from sam3dist.config.distill import RunConfig
-from sam3dist.config.prepare import prepare_settings
+from sam3dist.config.flat import flat_settings
 from sam3dist.data.prepare import prepare
 from sam3dist.data.settings import PrepareSettings
 from sam3dist.report import write_report
@@ -49,7 +49,7 @@ def _prepare(annotations: Path, images: Path, out: Path, settings: PrepareSettin
 def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (annotations, images, out), overrides = job.split(words, "INSTANCES.json", "IMAGES_DIR", "OUT_DIR")
-    settings = prepare_settings(overrides)
+    settings = flat_settings(PrepareSettings, overrides, "prepare")
     with session(RunConfig()):
         manifest = run_prepare(Path(annotations), Path(images), Path(out), settings)
     counts = {name: manifest[name] for name in COUNTS}

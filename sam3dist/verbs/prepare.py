@@ -16,13 +16,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
-    from sam3dist.config.prepare import prepare_settings
+    from sam3dist.config.flat import flat_settings
     from sam3dist.data.prepare import prepare
+    from sam3dist.data.settings import PrepareSettings
     from sam3dist.report import write_report
     from sam3dist.verbs.console import progress, table
 
     started = time.perf_counter()
-    chosen = prepare_settings(overrides)
+    chosen = flat_settings(PrepareSettings, overrides, "prepare")
     out = Path(options.out)
     with progress("preparing images") as update:
         manifest = prepare(options.annotations, options.images, out, chosen, update)
