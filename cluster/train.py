@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster import job
 from cluster.trainer import run_training
 from sam3dist.config.load import load_preset, with_overrides
+from sam3dist.figures import entries, training_figures
 from sam3dist.report import write_report
 
 
@@ -18,7 +19,9 @@ def work(words: Sequence[str]) -> Path:
     config = with_overrides(load_preset(preset), overrides)
     run_dir = Path(config.run.dir or f"runs/train-{config.name}")
     result = run_training(config, run_dir)
-    write_report(run_dir, {"verb": "train", "seconds": time.perf_counter() - started, **result})
+    report = {"verb": "train", "seconds": time.perf_counter() - started, **result}
+    write_report(run_dir, report)  # now, so that nothing is lost if drawing fails
+    write_report(run_dir, {**report, **entries(run_dir, training_figures(run_dir, config, result))})
     print(job.numbers(result["metrics"]))
     if not result["complete"]:
         print(f"stopped at step {result['step']} of {config.optim.steps}; the same command goes on from there")

@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster import job
 from cluster.search import run_search
 from sam3dist.config.load import load_search, with_search_overrides
+from sam3dist.figures import entries, search_figures
 from sam3dist.report import write_report
 
 
@@ -18,7 +19,9 @@ def work(words: Sequence[str]) -> Path:
     search = with_search_overrides(load_search(space), overrides)
     run_dir = Path(search.base().run.dir or f"runs/tune-{search.name}")
     result = run_search(search, run_dir)
-    write_report(run_dir, {"verb": "tune", "seconds": time.perf_counter() - started, **result})
+    drawn = search_figures(run_dir, search.base().objective.quality, result)
+    seconds = time.perf_counter() - started
+    write_report(run_dir, {"verb": "tune", "seconds": seconds, **result, **entries(run_dir, drawn)})
     print("  ".join(f"{count} {state}" for state, count in result["states"].items()))
     for point in result["front"]:
         print(f"front  trial {point['trial']}  {job.numbers(point)}  {point['checkpoint']}")

@@ -12,7 +12,8 @@ FILES = sorted(path for folder in ("sam3dist", "cluster") for path in (ROOT / fo
 LAYERS = (
     "types errors config wording boxes",
     "data models metrics predictions targets matching losses task imitation terms overlay",
-    "strategies engine evaluate export objective predict compare visualize plots page report scene_teacher",
+    "strategies engine evaluate export objective predict compare visualize plots figures page report"
+    " scene_teacher scene_vision",
     "cluster",
     "cli verbs __main__",
 )
@@ -97,7 +98,7 @@ def test_only_its_strategy_imports_deepspeed():
 
 def test_only_models_import_the_libraries_of_networks():
     for package in ("transformers", "open_clip", "timm", "huggingface_hub"):
-        assert offenders(package, "sam3dist.models", "sam3dist.scene_teacher") == [], package
+        assert offenders(package, "sam3dist.models", "sam3dist.scene_teacher", "sam3dist.scene_vision") == [], package
 
 
 def test_only_config_and_those_who_compose_import_the_configuration():

@@ -7,9 +7,13 @@ import time
 from collections.abc import Mapping
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sam3dist.verbs.grammar import Overrides, Verb, run_dir, settings
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
+    from sam3dist.models.segmenter import Segmenter
 
 TAKES = (
     "eval.threshold",
@@ -34,9 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.config.load import to_yaml
     from sam3dist.data.shards import open_shards
+    from sam3dist.figures import entries
     from sam3dist.report import write_report
     from sam3dist.verbs.checkpoints import load, resolve
-    from sam3dist.verbs.figures import compared, entries
 
     started = time.perf_counter()
     config = settings("compare", overrides, TAKES)
@@ -62,6 +66,36 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     for path, caption in drawn.items():
         print(f"{path}  {caption}")
     return directory
+
+
+def compared(
+    student: Segmenter, teacher: Segmenter, shards_dir: str, config: DistillConfig, run_dir: Path
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """The report entries of a comparison, and its drawn figures with their captions."""
+    from sam3dist.compare import choose, compare, draw, sizes
+    from sam3dist.data.shards import open_shards
+    from sam3dist.verbs.console import progress
+
+    shards = open_shards(shards_dir)
+    # With max_images nobody knows beforehand how many phrases those have.
+    total = None if config.eval.max_images else int(shards.manifest["phrases"])
+    done = {"student": 0, "teacher": 0}
+    with progress("pairs answered by both") as update:
+
+        def note(name: str, pairs: int) -> None:
+            done[name] = pairs
+            update(sum(done.values()), 2 * total if total else 2 * max(done.values()))
+
+        found = compare(student, teacher, shards, config.data, config.eval, note)
+    picks = choose(found.pairs, config.run.figures)
+    drawn = draw(picks, student, teacher, shards, config.data, config.eval.threshold, run_dir / "figures")
+    told = {
+        "student": found.student,
+        "teacher": found.teacher,
+        "student_over_teacher": found.student_over_teacher,
+        **sizes(student, teacher),
+    }
+    return told, drawn
 
 
 def show(found: Mapping[str, Any], before: Mapping[str, float] | None = None) -> None:

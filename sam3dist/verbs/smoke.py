@@ -29,10 +29,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.config.load import load_search, to_yaml, with_search_overrides
+    from sam3dist.figures import entries, search_figures
     from sam3dist.report import write_report
     from sam3dist.verbs.checkpoints import load
+    from sam3dist.verbs.compare import compared
     from sam3dist.verbs.compare import show as show_comparison
-    from sam3dist.verbs.figures import compared, entries, search_figures
     from sam3dist.verbs.tune import show
 
     started = time.perf_counter()
@@ -44,7 +45,9 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     config = search.base()
 
     from cluster.search import run_search
+    from cluster.stopping import leave_on_sigterm
 
+    leave_on_sigterm()
     result = run_search(search, directory)
     best = result["best"]
     found, panels = compared(load(best["checkpoint"]), teacher, result["data"]["val"], config, directory)

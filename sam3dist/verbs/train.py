@@ -16,20 +16,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path | int:
     from sam3dist.config.load import load_preset, with_overrides
+    from sam3dist.figures import entries, training_figures
     from sam3dist.report import write_report
     from sam3dist.verbs.console import table
-    from sam3dist.verbs.figures import entries, training_figures
 
     started = time.perf_counter()
     config = with_overrides(load_preset(options.preset), overrides)
     directory = run_dir(config, "train", config.name)
 
+    from cluster.stopping import leave_on_sigterm
     from cluster.trainer import run_training
 
+    leave_on_sigterm()
     result = run_training(config, directory)
-    drawn = training_figures(directory, config, result)
-    seconds = time.perf_counter() - started
-    report = write_report(directory, {"verb": "train", "seconds": seconds, **result, **entries(directory, drawn)})
+    report = {"verb": "train", "seconds": time.perf_counter() - started, **result}
+    write_report(directory, report)  # now, so that nothing is lost if drawing fails
+    report = write_report(directory, {**report, **entries(directory, training_figures(directory, config, result))})
     before, after = report["before"], report["metrics"]
     table(("metric", "untrained", "trained"), [(name, before.get(name), value) for name, value in after.items()])
     print(f"parameters  {report['params_millions']:.4g} million\ncheckpoint  {report['checkpoint']}")
@@ -37,7 +39,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path | int:
         steps = f"step {report['step']} of {config.optim.steps}"
         print(f"sam3dist: stopped at {steps}; the same command goes on from there.", file=sys.stderr)
         print(directory)
-        return 1
+        return 143  # as for any other program that SIGTERM has ended
     return directory
 
 

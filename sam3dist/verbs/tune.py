@@ -17,15 +17,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.config.load import load_search, with_search_overrides
+    from sam3dist.figures import entries, search_figures
     from sam3dist.report import write_report
-    from sam3dist.verbs.figures import entries, search_figures
 
     started = time.perf_counter()
     search = with_search_overrides(load_search(options.space), overrides)
     directory = run_dir(search.base(), "tune", search.name)
 
     from cluster.search import run_search
+    from cluster.stopping import leave_on_sigterm
 
+    leave_on_sigterm()
     result = run_search(search, directory)
     drawn = search_figures(directory, search.base().objective.quality, result)
     seconds = time.perf_counter() - started

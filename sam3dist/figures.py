@@ -1,0 +1,61 @@
+"""The figures of a run's report: what is drawn for which verb, and the entries by which a report names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sam3dist.compare import choose, draw, some_pairs
+from sam3dist.data.shards import open_shards
+from sam3dist.engine.loggers import read_history
+from sam3dist.models.size import model_size
+from sam3dist.models.teacher import load_teacher
+from sam3dist.visualize import curves, pareto_plot
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillConfig
+
+CURVES = "Training loss by its terms, and quality on the validation data from the untrained student on."
+PARETO = "Every trial by size and quality. The front is what no other trial beats in both."
+SLOW_MILLIONS = 50
+"""A larger teacher takes minutes for a few pictures on a CPU, so a training run leaves them to `compare`."""
+
+
+def entries(run_dir: Path, drawn: Mapping[Path, str]) -> dict[str, Any]:
+    """`figures` and `captions` of a report, from files in the run directory and what they show."""
+    names = {str(path.relative_to(run_dir)): caption for path, caption in drawn.items()}
+    return {"figures": list(names), "captions": names}
+
+
+def training_figures(run_dir: Path, config: DistillConfig, result: Mapping[str, Any]) -> dict[Path, str]:
+    """The curves, and, where that is quick, `run.figures` pairs answered by the student and its teacher.
+
+    result: what `run_training` gives.
+    """
+    folder = run_dir / "figures"
+    drawn = {curves(read_history(run_dir / "history.jsonl"), path=folder / "curves.png"): CURVES}
+    if not config.run.figures:
+        return drawn
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = load_teacher(config.teacher.source, device, config.teacher.precision)
+    if device == "cpu" and model_size(teacher.net.config).params_millions > SLOW_MILLIONS:
+        return drawn
+    shards = open_shards(result["data"]["val"])
+    picks = choose(some_pairs(shards, 4 * config.run.figures), config.run.figures)
+    student = load_teacher(result["checkpoint"], device, "fp32")
+    return drawn | draw(picks, student, teacher, shards, config.data, config.eval.threshold, folder)
+
+
+def search_figures(
+    run_dir: Path, quality: str, result: Mapping[str, Any], teacher: Mapping[str, Any] | None = None
+) -> dict[Path, str]:
+    """The trials by size and quality; with `teacher` ("metrics", "params_millions") as what they are held against.
+
+    result: what `run_search` gives.
+    """
+    front = [point["trial"] for point in result["front"]]
+    path = run_dir / "figures" / "pareto.png"
+    return {pareto_plot(result["trials"], front, quality=quality, path=path, teacher=teacher): PARETO}
