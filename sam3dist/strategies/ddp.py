@@ -32,6 +32,7 @@ class DdpStrategy:
         self.device = device
         self.rank, self.world_size = rank_and_size()
         self.accumulate = config.optim.accumulate
+        self.features_alone = config.distillation.alpha == config.distillation.beta == 0
         self.dtype = resolve_precision(config.strategy.precision, device)
         self.precision = "fp32" if self.dtype is None else "bf16"
         self.added = 0  # losses whose gradients wait for `step`
@@ -47,9 +48,9 @@ class DdpStrategy:
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,  # they are constants: positions and rotary tables
                 gradient_as_bucket_view=True,
-                # Weights that a loss never reaches (the decoder, when only features are imitated) then cost no
-                # search through the graph at every step, as find_unused_parameters would.
-                static_graph=True,
+                # Searches the graph at every step for weights that no loss reaches. There are none, because what
+                # text prompts never use is frozen, unless features alone are imitated: those come before the decoder.
+                find_unused_parameters=self.features_alone,
             )
         self._expect_next()
         return self.module, self.optimizer
