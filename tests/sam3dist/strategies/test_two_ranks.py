@@ -1,0 +1,162 @@
+"""Two real processes against one on the same data: same losses, same weights, same checkpoints."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sam3dist.engine.loggers import History, read_history
+from sam3dist.errors import CheckpointError
+from sam3dist.models.checkpoint import load_segmenter
+from sam3dist.models.segmenter import Segmenter
+from tests.sam3dist.runs import assert_same_weights, pupil_of, run
+from tests.sam3dist.strategies.two_ranks import BROKEN, STEPS, STOP, STRATEGIES, config_of, share, validate
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[3]
+ONE_PROCESS = config_of({"kind": "ddp"}, accumulate=4)  # two ranks accumulate two batches each
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of one run of two_ranks.py, which takes all strategies through the same scenario."""
+    out = tmp_path_factory.mktemp("two_ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in range(2):
+        log = (out / f"rank-{rank}.log").open("w")
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.sam3dist.strategies.two_ranks", str(tiny_teacher_dir), str(out)],
+                cwd=ROOT,
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    try:
+        codes = [process.wait(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join((out / f"rank-{rank}.log").read_text()[-3000:] for rank in range(2))
+    assert codes == [0, 0], logs
+    return out
+
+
+@pytest.fixture(params=STRATEGIES)
+def case(request: pytest.FixtureRequest, two_ranks: Path) -> tuple[str, list[dict[str, Any]], Path]:
+    """A strategy's name, what its two ranks found, and its directory."""
+    results = []
+    for rank in range(2):
+        file = two_ranks / f"{request.param}-{rank}.json"
+        if not file.is_file():
+            pytest.fail("not reached: a strategy before it failed")
+        results.append(json.loads(file.read_text()))
+        assert "error" not in results[-1], results[-1]["error"]
+    return request.param, results, two_ranks / request.param
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the same run in one process, without any process group."""
+    out = tmp_path_factory.mktemp("alone")
+    run(
+        ONE_PROCESS,
+        load_segmenter(tiny_teacher_dir),
+        out,
+        batches=share(0, 1),
+        evaluate=validate(0, 1, None),
+        loggers=[History(out)],
+    )
+    return out
+
+
+def losses(directory: Path) -> list[list[float]]:
+    names = ("loss/total", "loss/task", "loss/distillation", "loss/feature", "grad_norm")
+    return [
+        [line[name] for name in names] for line in read_history(directory / "history.jsonl") if line["kind"] == "train"
+    ]
+
+
+def defined(metrics: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def student_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_segmenter(checkpoint).state_dict()
+
+
+def assert_trained_alike(checkpoint: Path, alone: Path, teacher: Segmenter) -> None:
+    start = pupil_of(teacher, ONE_PROCESS).student.state_dict()
+    assert_same_weights(student_of(checkpoint), student_of(alone / f"step-{STEPS:08d}"), start)
+
+
+def test_two_ranks_follow_the_losses_of_one_process(case, alone: Path):
+    _, _, out = case
+    found, expected = losses(out / "rank-0"), losses(alone)
+    assert len(found) == len(expected) == STEPS
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert not (out / "rank-1").exists()  # rank 0 alone writes the history
+
+
+def test_two_ranks_end_with_the_weights_of_one_process(case, alone: Path, tiny_teacher: Segmenter):
+    _, _, out = case
+    assert_trained_alike(out / "shared" / f"step-{STEPS:08d}", alone, tiny_teacher)
+
+
+def test_every_rank_reports_the_evaluation_of_all_data(case, alone: Path):
+    _, (first, second), _ = case
+    expected = json.loads((alone / f"step-{STEPS:08d}" / "state.json").read_text())["report"]
+    assert first["straight"]["metrics"] == second["straight"]["metrics"]
+    for name in ("metrics", "before"):
+        assert defined(first["straight"][name]) == pytest.approx(defined(expected[name]), rel=1e-3)
+    assert expected["metrics"]["num_pairs"] == 6
+
+
+def test_a_resumed_run_ends_like_one_that_never_stopped(case, alone: Path, tiny_teacher: Segmenter):
+    name, results, out = case
+    assert [result["written"] for result in results] == [True, name != "ddp"]
+    assert_trained_alike(out / "resumed" / f"step-{STEPS:08d}", alone, tiny_teacher)
+    straight, resumed = (defined(results[0][kind]["metrics"]) for kind in ("straight", "resumed"))
+    assert resumed == pytest.approx(straight, rel=1e-3)
+
+
+def test_one_process_resumes_what_two_saved_or_says_that_it_cannot(
+    case, alone: Path, tiny_teacher: Segmenter, tmp_path: Path
+):
+    name, _, out = case
+    config = config_of(STRATEGIES[name], accumulate=4)
+    arguments = {"resume": out / "merged", "batches": share(0, 1, start=4 * STOP), "evaluate": validate(0, 1, None)}
+    if name.startswith("deepspeed"):
+        with pytest.raises(CheckpointError, match=r"strategy.num_workers=1: .* use strategy.num_workers=2"):
+            run(config, tiny_teacher, tmp_path, **arguments)
+    else:
+        run(config, tiny_teacher, tmp_path, **arguments)
+        assert_trained_alike(tmp_path / f"step-{STEPS:08d}", alone, tiny_teacher)
+
+
+def test_a_nan_on_one_rank_stops_both_and_both_name_it(case):
+    _, results, _ = case
+    for result in results:
+        assert result["non_finite"].startswith(f"Step 1: on rank 1, the output of {BROKEN} is not finite")
+
+
+def test_a_rank_without_instances_holds_nobody_up(case):
+    _, results, _ = case
+    assert [result["uneven"] for result in results] == [STEPS, STEPS]
+
+
+def test_weights_that_no_loss_reaches_hold_nobody_up(case):
+    _, results, _ = case
+    assert [result["features_alone"] for result in results] == [STEPS, STEPS]

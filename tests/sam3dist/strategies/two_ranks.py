@@ -1,0 +1,157 @@
+"""What each of two processes does for test_two_ranks.py: every strategy in turn, results in files.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python -m tests.sam3dist.strategies.two_ranks TEACHER OUT
+"""
+
+import json
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sam3dist.config.distill import DistillConfig
+from sam3dist.engine.checkpoint import json_safe
+from sam3dist.engine.loggers import History
+from sam3dist.errors import NonFiniteError
+from sam3dist.evaluate import evaluate
+from sam3dist.models.checkpoint import load_segmenter
+from sam3dist.strategies import deepspeed
+from sam3dist.strategies.processes import any_rank, sum_over_ranks
+from sam3dist.types import PromptBatch
+from tests.conftest import random_batch
+from tests.sam3dist.runs import Published, pupil_of, run, settings
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"kind": "ddp"},
+    "fsdp": {"kind": "fsdp"},
+    "deepspeed-2": {"kind": "deepspeed", "zero_stage": 2},
+    "deepspeed-3": {"kind": "deepspeed", "zero_stage": 3},
+}
+STEPS, STOP = 4, 2
+BROKEN = "student.net.detr_encoder.layers.1.mlp.fc1"
+VALIDATION = 3  # batches
+
+
+def config_of(strategy: dict[str, Any], accumulate: int, **distillation: Any) -> DistillConfig:
+    return settings(
+        strategy={**strategy, "precision": "fp32"},
+        optim={"steps": STEPS, "accumulate": accumulate},
+        distillation=distillation,
+    )
+
+
+def share(rank: int, ranks: int, start: int = 0) -> Iterator[PromptBatch]:
+    """This rank's part of one endless list of batches, all with as many instances."""
+    yield from (random_batch(2, 3, seed=seed) for seed in count(start * ranks + rank, ranks))
+
+
+def validate(rank: int, ranks: int, all_reduce: Callable[[Tensor], Tensor] | None) -> Callable[[nn.Module], dict]:
+    """Metrics over three batches, of which two ranks hold two and one."""
+    batches = [random_batch(1, 2, seed=500 + seed) for seed in range(rank, VALIDATION, ranks)]
+    return lambda module: evaluate(module, batches, 0.3, device="cpu", all_reduce=all_reduce)
+
+
+def without_instances(batch: PromptBatch) -> PromptBatch:
+    count = len(batch.prompts)
+    return replace(batch, present=torch.zeros(count, dtype=torch.bool), masks=((),) * count)
+
+
+def main(teacher_dir: str, out: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    deepspeed.WHOLE_BELOW = 100  # else nothing of so small a network would be sharded
+    teacher = load_segmenter(teacher_dir)
+    for name, strategy in STRATEGIES.items():
+        began = time.perf_counter()
+        try:
+            result = scenario(rank, teacher, strategy, out / name)
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        result["seconds"] = time.perf_counter() - began
+        (out / f"{name}-{rank}.json").write_text(json.dumps(json_safe(result)))
+        if any_rank("error" in result, torch.device("cpu")):
+            break  # the ranks may be out of step
+    dist.destroy_process_group()
+
+
+def scenario(rank: int, teacher: Any, strategy: dict[str, Any], out: Path) -> dict[str, Any]:
+    config = config_of(strategy, accumulate=2)
+    common = {"evaluate": validate(rank, 2, sum_over_ranks)}
+
+    straight, _ = run(
+        config, teacher, out / "shared", batches=share(rank, 2), loggers=[History(out / f"rank-{rank}")], **common
+    )
+
+    # Told to stop on rank 1 only; each rank saves into a directory of its own, as Ray has them do.
+    asked = count(1)
+    told = Published()
+    own = out / f"own-{rank}"
+    run(
+        config,
+        teacher,
+        own,
+        batches=share(rank, 2),
+        told_to_stop=lambda: rank == 1 and next(asked) >= STOP,
+        publish=told,
+        **common,
+    )
+    (_, written) = told[-1]
+    merged = out / "merged"
+    for source in range(2):
+        dist.barrier()
+        if source == rank and written is not None:
+            shutil.copytree(written, merged, dirs_exist_ok=True)
+    dist.barrier()
+    resumed, pupil = run(
+        config, teacher, out / "resumed", batches=share(rank, 2, start=2 * STOP), resume=merged, **common
+    )
+    del pupil
+
+    return {
+        "straight": asdict(straight),
+        "resumed": asdict(resumed),
+        "written": written is not None,
+        "non_finite": failure(rank, config, teacher, out),
+        "uneven": uneven(rank, config_of(strategy, accumulate=1), teacher, out),
+        "features_alone": features_alone(rank, config_of(strategy, accumulate=2, alpha=0.0, beta=0.0), teacher, out),
+    }
+
+
+def failure(rank: int, config: DistillConfig, teacher: Any, out: Path) -> str:
+    """What both ranks say when a module of rank 1 gives NaN."""
+    pupil = pupil_of(teacher, config)
+    if rank == 1:
+        pupil.get_submodule(BROKEN).register_forward_hook(lambda _module, _inputs, output: output * torch.nan)
+    try:
+        run(config, teacher, out / "failed", batches=share(rank, 2), pupil=pupil, evaluate=lambda _: {"miou_all": 0.0})
+    except NonFiniteError as error:
+        return str(error)
+    return "no error"
+
+
+def uneven(rank: int, config: DistillConfig, teacher: Any, out: Path) -> int:
+    """Steps of a run in which rank 1 once has no instance at all, and one phrase only."""
+    batches = list(islice(share(rank, 2), STEPS))
+    if rank == 1:
+        batches[1] = without_instances(random_batch(1, 1))
+    report, _ = run(config, teacher, out / "uneven", batches=iter(batches), evaluate=lambda _: {"miou_all": 0.0})
+    return report.step
+
+
+def features_alone(rank: int, config: DistillConfig, teacher: Any, out: Path) -> int:
+    """Steps of a run whose loss never reaches the decoder."""
+    report, _ = run(config, teacher, out / "features", batches=share(rank, 2), evaluate=lambda _: {"miou_all": 0.0})
+    return report.step
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
