@@ -1,0 +1,103 @@
+"""The verbs that start Ray, with a tiny teacher."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sam3dist.cli import main
+from sam3dist.data.samples.write import scene_shards
+from sam3dist.verbs.smoke import OURS, clear_finished
+from sam3dist.verbs.tune import show
+
+FRONT_KEYS = {"trial", "miou_all", "params_millions", "megabytes", "checkpoint"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    train, val = (scene_shards(folder, images, seed, side=64) for seed, images in ((0, 12), (1, 4)))
+    return [f"data.train={train}", f"data.val={val}", "data.images_per_batch=2", "strategy.cpus_per_worker=0.5"]
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_train_reports_and_a_second_call_finds_it_done(
+    tiny_teacher_dir: Path, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["train", "smoke", f"teacher.source={tiny_teacher_dir}", f"run.dir={tmp_path / 'run'}", *data]
+    words += ["student.vision_width=32", "student.vision_depth=1", "optim.steps=3", "optim.warmup_steps=1"]
+    assert main([*words, "run.figures=1"]) == 0
+    assert last_line(capsys) == str(tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["verb"], report["status"], report["step"], report["complete"]) == ("train", "ok", 3, True)
+    assert report["metrics"].keys() == report["before"].keys()
+    assert {"fp32", "fp16"} <= report["megabytes"].keys()
+    assert report["params_millions"] > 0
+    assert report["samples_per_second"] > 0
+    assert report["figures"] == ["figures/curves.png", "figures/panel_01.png"]
+    assert (Path(report["checkpoint"]) / "student" / "model.safetensors").is_file()
+    assert main(["eval", str(tmp_path / "run"), data[1].removeprefix("data.val="), f"run.dir={tmp_path / 'eval'}"]) == 0
+    evaluated = json.loads((tmp_path / "eval" / "report.json").read_text())
+    assert evaluated["metrics"]["miou_all"] == pytest.approx(report["metrics"]["miou_all"], abs=1e-6)
+    assert main([*words, "run.figures=0"]) == 0
+    again = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (again["step"], again["metrics"]) == (3, report["metrics"])
+
+
+@pytest.mark.slow
+def test_smoke_searches_compares_and_reports(
+    tiny_teacher_dir: Path, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [
+        "smoke",
+        f"teacher.source={tiny_teacher_dir}",
+        f"run.dir={tmp_path / 'run'}",
+        "seeds=[]",
+        "trials=2",
+        *data,
+    ]
+    words += ["space.student.vision_width={choice: [16, 32]}", "space.student.vision_depth={choice: [1, 2]}"]
+    words += ["space.student.decoder_layers={choice: [1, 2]}", "optim.steps=3", "eval.every_steps=2", "run.figures=1"]
+    assert main(words) == 0
+    assert last_line(capsys) == str(tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["verb"], report["status"]) == ("smoke", "ok")
+    assert len(report["trials"]) == 2
+    assert report["front"]
+    assert all(point.keys() >= FRONT_KEYS for point in report["front"])
+    assert report["best"]["trial"] in {trial["trial"] for trial in report["trials"]}
+    assert {"hypervolume", "student", "teacher", "student_over_teacher", "before"} <= report.keys()
+    assert report["figures"] == ["figures/pareto.png", "figures/panel_01.png"]
+
+
+def test_a_finished_smoke_run_makes_room_but_keeps_its_scenes_and_what_is_not_ours(tmp_path: Path):
+    for name in ("trials", "tune", "figures", "scenes", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "notes.txt").touch()
+    clear_finished(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6  # not finished: no report
+    (tmp_path / "report.json").write_text(json.dumps({"verb": "tune"}))
+    clear_finished(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 7  # another verb's
+    (tmp_path / "report.json").write_text(json.dumps({"verb": "smoke"}))
+    clear_finished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "scenes", "theirs"]
+    clear_finished(tmp_path / "gone")
+    assert OURS[-1] == "report.json"  # removed last: an interrupted clearing is done again
+
+
+def test_the_table_of_trials_is_best_first_with_the_front_marked(capsys: pytest.CaptureFixture[str]):
+    def trial(name: str, quality: float | None) -> dict:
+        metrics = {} if quality is None else {"miou_all": quality}
+        return {"trial": name, "state": "done", "config": {"a.width": 8}, "metrics": metrics, "params_millions": 1.5}
+
+    front = [{"trial": "001", "miou_all": 0.7, "params_millions": 1.5, "checkpoint": "runs/x/001"}]
+    show({"trials": [trial("000", 0.2), trial("001", 0.7), trial("002", None)], "front": front})
+    out = capsys.readouterr().out
+    assert out.index("* 001") < out.index("  000") < out.index("  002")
+    assert "runs/x/001" in out
