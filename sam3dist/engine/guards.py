@@ -43,8 +43,7 @@ def shield(outputs: SegOutputs) -> tuple[SegOutputs, Tensor]:
 
 def poisoned_unless(finite: Tensor, loss: Tensor) -> Tensor:
     """The loss itself, or a loss with NaN in all of its gradients where it, or what it came from, is not finite."""
-    one, nan = loss.new_tensor(1.0), loss.new_tensor(torch.nan)
-    return loss * torch.where(finite & loss.detach().isfinite(), one, nan)
+    return loss * torch.where(finite & loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def non_finite(
