@@ -109,13 +109,14 @@ def _measured(
 def choose(pairs: Sequence[Pair], count: int) -> list[Pick]:
     """`count` pairs to look at: in turn one drawn at random, the student's worst, and one that names nothing.
 
-    Worst: the largest lead of the teacher. Of those that name nothing, the student's false alarms come first. No
-    pair comes twice; fewer come where there are not as many.
+    Worst: the largest lead of the teacher. Of those that name nothing, the student's false alarms come first. Pairs
+    that are not answered yet are only drawn at random. No pair comes twice; fewer come where there are not as many.
     """
     positives = [pair for pair in pairs if pair.present]
     drawn = [positives[index] for index in np.random.default_rng(0).permutation(len(positives))]
-    worst = sorted(positives, key=lambda pair: pair.student - pair.teacher)
-    empty = sorted((pair for pair in pairs if not pair.present), key=lambda pair: pair.student)
+    answered = [pair for pair in positives if isfinite(pair.student - pair.teacher)]
+    worst = sorted(answered, key=lambda pair: pair.student - pair.teacher)
+    empty = sorted((pair for pair in pairs if not pair.present), key=lambda pair: pair.student == 1)
     queues = {"drawn at random": iter(drawn), "the student's worst": iter(worst), "names nothing": iter(empty)}
     turns = cycle(("drawn at random", "the student's worst", "names nothing", "drawn at random"))
     picks: list[Pick] = []

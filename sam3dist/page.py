@@ -33,6 +33,8 @@ NAMES = {
     "num_pairs": "Pairs",
     "num_positive": "Positive pairs",
     "num_negative": "Negative pairs",
+    "num_maskless": "Positives that are all crowd",
+    "num_nonfinite": "Pairs answered with NaN",
     "student_over_teacher": "Student / teacher",
     "samples_per_second": "Images per second",
     "pairs_per_second": "Pairs per second",

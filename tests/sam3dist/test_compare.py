@@ -103,6 +103,12 @@ def test_no_pair_is_shown_twice_and_few_pairs_give_few_pictures():
     assert choose([], 3) == []
 
 
+def test_pairs_without_an_answer_are_never_called_the_worst():
+    picks = choose([pair(f"p{i}") for i in range(5)] + [pair("n5", present=False)], 6)
+    assert {pick.reason for pick in picks} == {"drawn at random", "names nothing"}
+    assert len(picks) == 6
+
+
 def test_some_pairs_are_the_phrases_of_the_first_images(shards: Shards):
     pairs = some_pairs(shards, 2)
     assert len({each.image_id for each in pairs}) == 2
