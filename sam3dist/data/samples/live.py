@@ -41,7 +41,7 @@ def scene_batch(
     for index, seed in enumerate(seeds):
         scene = make_scene(seed, side)
         questions = scene_questions(scene.things, np.random.default_rng((*seed, 1)))
-        images.append(_squash(scene, image_size))
+        images.append(squash(scene, image_size))
         for question in _balanced(questions, prompts):
             phrases.append(question.phrase)
             image_of_prompt.append(index)
@@ -68,7 +68,7 @@ def _balanced(questions: list[Question], count: int | None) -> list[Question]:
     return positives[: count - len(kept)] + kept
 
 
-def _squash(scene: Scene, image_size: int) -> torch.Tensor:
+def squash(scene: Scene, image_size: int) -> torch.Tensor:
     pixels = torch.from_numpy(scene.image).permute(2, 0, 1)[None].float()
     small = nn.functional.interpolate(pixels, size=(image_size, image_size), mode="bilinear", antialias=True)
     return small[0].round().to(torch.uint8)

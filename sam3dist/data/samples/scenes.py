@@ -16,6 +16,9 @@ from sam3dist.data.samples.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, T
 SPLITS = {"teacher": 1, "teacher-val": 2, "shards": 3}
 """First word of every seed, so that nothing the embedded teacher was trained on is in a data set made later."""
 
+TILT = 0.3
+"""Things stand upright, give or take this angle in radians."""
+
 MIN_VISIBLE = 0.75
 """An object of which less than this share shows is placed anew."""
 
@@ -65,7 +68,7 @@ def _place(rng: np.random.Generator, side: int) -> tuple[list[Thing], list[tuple
             x=float(rng.uniform(radius + 0.01, 0.99 - radius)),
             y=float(rng.uniform(radius + 0.01, 0.99 - radius)),
             radius=radius,
-            angle=float(rng.uniform(0, 2 * np.pi)),
+            angle=float(rng.uniform(-TILT, TILT) - np.pi / 2),  # tips point up
         )
         window = _window(thing, side)
         coverage = _coverage(_distance(thing, *_local_grid(thing, window, side)), thing, side)
