@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ray.exceptions import RayTaskError
 from ray.train import UserCallback
 
 from sam3dist.errors import Sam3DistError
@@ -31,7 +32,8 @@ def persons_mistake(error: BaseException | None) -> Sam3DistError | None:
     waiting = [error]
     while waiting:
         found = waiting.pop()
-        if isinstance(found, Sam3DistError):
+        # Ray makes a class that is both of a task's error and its cause; its text is the whole traceback.
+        if isinstance(found, Sam3DistError) and not isinstance(found, RayTaskError):
             return found
         if found is None or id(found) in seen:
             continue

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from cluster import job
+from cluster.mistakes import persons_mistake
 from cluster.session import session
 from sam3dist.config.distill import RunConfig
 from sam3dist.config.flat import flat_settings
@@ -30,7 +32,10 @@ def run_prepare(annotations: Path, images: Path, out: Path, settings: PrepareSet
     # Threads check images; more than one CPU is asked for as far as some node has it, so that it never waits.
     most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     task = _prepare.options(num_cpus=min(settings.threads, most))
-    return ray.get(task.remote(*paths, settings))
+    try:
+        return ray.get(task.remote(*paths, settings))
+    except RayTaskError as error:
+        raise persons_mistake(error) or error from error
 
 
 @ray.remote

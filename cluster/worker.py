@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack, closing, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +48,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     run_dir = Path(settings["run_dir"])
     held = ray.train.get_checkpoint()
     with ExitStack() as stack:
-        # Each worker writes its part of a checkpoint here; Ray Train brings the parts together in the run directory.
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3d-checkpoint-"))
+        scratch = stack.enter_context(_scratch(run_dir))
         resume = Path(stack.enter_context(held.as_directory())) if held else None
         if settings["quiet"]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
-        return asdict(_train(config, run_dir, Path(scratch), resume))
+        return asdict(_train(config, run_dir, scratch, resume))
 
 
 def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None) -> Report:
@@ -90,6 +91,23 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | N
             epoch_images=open_shards(_named(config.data.train)).rows,
             told_to_stop=_stop_file(run_dir),
         )
+
+
+@contextmanager
+def _scratch(run_dir: Path) -> Iterator[Path]:
+    """An empty directory of this machine for the worker's part of a checkpoint, which Ray Train then carries off.
+
+    Its name follows from run and rank, so that a worker that was killed leaves nothing but to its successor.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    name = hashlib.sha256(str(run_dir).encode()).hexdigest()[:12]
+    scratch = Path(tempfile.gettempdir(), f"s3d-part-{name}-{rank}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _hush() -> None:

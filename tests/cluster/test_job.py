@@ -1,0 +1,90 @@
+"""The words, errors and exit codes of jobs, without a cluster."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ray import cloudpickle
+from ray.exceptions import RayTaskError
+from ray.job_submission import JobDetails, JobStatus, JobType
+from ray.train import ControllerError, WorkerGroupError
+
+from cluster.job import split
+from cluster.mistakes import GiveUpOnMistakes, persons_mistake
+from cluster.session import JOB_CONFIG, _without_those_of_the_job, job_variables
+from cluster.submit import entry, exit_code
+from sam3dist.errors import ConfigError, DataError
+
+
+def test_words_are_arguments_or_overrides():
+    words = ["small", "a.b=1", "space.x={uniform: [1, 2]}", "data.train=a=b"]
+    arguments, overrides = split(words, "PRESET")
+    assert arguments == ["small"]
+    assert overrides == {"a.b": "1", "space.x": "{uniform: [1, 2]}", "data.train": "a=b"}
+
+
+def test_a_missing_argument_is_named():
+    with pytest.raises(ConfigError, match=r"expected PRESET \[dotted.key=value ...\], got nothing"):
+        split(["a.b=1"], "PRESET")
+
+
+def test_the_job_quotes_every_word_for_the_shell():
+    command = entry(["eval", "runs/my model", "shards", "space.x={uniform: [1, 2]}"])
+    assert command == "python -m cluster.evaluate 'runs/my model' shards 'space.x={uniform: [1, 2]}'"
+
+
+@pytest.mark.parametrize("words", [[], ["predict", "x"]])
+def test_only_jobs_can_be_submitted(words: list[str]):
+    with pytest.raises(ConfigError, match="not a job; use one of prepare, train, tune, evaluate"):
+        entry(words)
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "code"),
+    [
+        (JobStatus.SUCCEEDED, 0, 0),
+        (JobStatus.FAILED, 2, 2),
+        (JobStatus.FAILED, None, 1),
+        (JobStatus.FAILED, 0, 1),
+        (JobStatus.STOPPED, -15, 143),
+    ],
+)
+def test_the_exit_code_is_the_drivers_own_and_0_for_success_only(status: JobStatus, driver: int | None, code: int):
+    details = JobDetails(type=JobType.SUBMISSION, entrypoint="x", status=status, driver_exit_code=driver)
+    assert exit_code(details) == code
+
+
+def test_a_persons_mistake_is_found_under_what_ray_wraps_around_it():
+    mistake = DataError("shards/7.parquet: unreadable.")
+    task = RayTaskError("fit", "traceback", mistake)
+    for wrapped in (
+        ControllerError(mistake),
+        WorkerGroupError("two workers failed", {0: RuntimeError("gloo"), 1: mistake}),
+        ControllerError(task),
+        task.as_instanceof_cause(),
+    ):
+        assert str(persons_mistake(wrapped)) == str(mistake)
+        assert str(persons_mistake(cloudpickle.loads(cloudpickle.dumps(wrapped)))) == str(mistake)
+    assert persons_mistake(WorkerGroupError("lost", {0: RuntimeError("killed")})) is None
+    assert persons_mistake(None) is None
+
+
+def test_a_lost_worker_is_tried_again_but_a_mistake_is_not():
+    callback = GiveUpOnMistakes()
+    callback.after_exception(None, {0: RuntimeError("killed")})
+    with pytest.raises(DataError, match="unreadable"):
+        callback.after_exception(None, {0: RuntimeError("gloo"), 1: DataError("unreadable")})
+
+
+def test_a_driver_leaves_the_variables_of_its_job_alone(monkeypatch: pytest.MonkeyPatch):
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    monkeypatch.setenv(JOB_CONFIG, json.dumps({"runtime_env": {"env_vars": {name: "900"}}}))
+    left = _without_those_of_the_job(job_variables())
+    assert name not in left
+    assert left == {key: value for key, value in job_variables().items() if key != name}
+
+
+def test_a_persons_own_settings_win(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "17")
+    assert job_variables()["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "17"

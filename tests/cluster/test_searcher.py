@@ -1,0 +1,143 @@
+"""What the search tries next, and what it learns, without Ray."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from cluster.searcher import (
+    REFUSED,
+    TRIAL,
+    VALUES,
+    JointSearch,
+    Refusal,
+    make_sampler,
+    refused_trials,
+    require_some_shape,
+)
+from sam3dist.config.distill import DistillConfig
+from sam3dist.config.search import SearchConfig
+from sam3dist.errors import ConfigError
+from sam3dist.models.segmenter import Segmenter
+from sam3dist.models.size import model_size
+from sam3dist.models.student import student_config
+
+STEPS = 100
+WIDTH = "student.vision_width"
+
+
+class Above:
+    """Refuses widths above a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def __call__(self, values: Mapping[str, Any]) -> str | None:
+        return f"width {values[WIDTH]} is too much" if values[WIDTH] > self.limit else None
+
+
+def make_search(**settings: Any) -> SearchConfig:
+    space = {WIDTH: {"choice": (16, 32, 64, 128)}, "distillation.temperature": {"uniform": (1.0, 6.0)}}
+    return SearchConfig.model_validate({"space": space, "startup_trials": 2, **settings})
+
+
+def joint(search: SearchConfig, folder: Path, limit: int = 1000) -> JointSearch:
+    return JointSearch(search, "miou_all", STEPS, folder / "journal", Above(limit))  # type: ignore[arg-type]
+
+
+def told(step: int, quality: float = 0.5, size: float = 1.0) -> dict[str, float]:
+    return {"step": step, "miou_all": quality, "params_millions": size}
+
+
+def states(search: JointSearch) -> list[str]:
+    return [trial.state.name for trial in search._ot_study.trials]
+
+
+def test_a_trial_stopped_on_the_way_is_pruned_and_stays_off_the_front(tmp_path: Path):
+    search = joint(make_search(), tmp_path)
+    for name in ("long", "short", "broken"):
+        search.suggest(name)
+    search.on_trial_complete("long", told(STEPS, quality=0.4))
+    search.on_trial_complete("short", told(STEPS // 2, quality=0.9))
+    search.on_trial_complete("broken", None, error=True)
+    assert states(search) == ["COMPLETE", "PRUNED", "FAIL"]
+    assert [trial.values for trial in search._ot_study.best_trials] == [[0.4, 1.0]]
+
+
+def test_seeds_are_tried_first(tmp_path: Path):
+    search = joint(make_search(seeds=({WIDTH: 64, "distillation.temperature": 2.5}, {WIDTH: 16})), tmp_path)
+    first, second = search.suggest("a"), search.suggest("b")
+    assert first == {TRIAL: "000", VALUES: {WIDTH: 64, "distillation.temperature": 2.5}}
+    assert second[VALUES][WIDTH] == 16
+
+
+def test_a_refused_suggestion_costs_no_trial_and_is_recorded_with_its_reason(tmp_path: Path):
+    search = joint(make_search(seeds=({WIDTH: 128, "distillation.temperature": 2.0},)), tmp_path, limit=64)
+    assert search.suggest("a")[VALUES][WIDTH] <= 64
+    refused = refused_trials(tmp_path / "journal", "search")
+    assert refused[0].trial == "000"
+    assert refused[0].values[WIDTH] == 128
+    assert refused[0].reason == "width 128 is too much"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_every_sampler_finds_the_rare_shape_that_can_train(sampler: str, tmp_path: Path):
+    search = joint(make_search(sampler=sampler), tmp_path, limit=16)
+    temperatures = set()
+    for number in range(5):
+        values = search.suggest(str(number))[VALUES]
+        assert values[WIDTH] == 16
+        temperatures.add(values["distillation.temperature"])
+        search.on_trial_complete(str(number), told(STEPS, quality=values["distillation.temperature"] / 10))
+    # Genetic search breeds copies; the others never repeat themselves.
+    assert len(temperatures) == 5 or (sampler == "nsga2" and len(temperatures) > 1)
+
+
+def test_the_search_ends_where_nothing_can_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cluster.searcher.MOST_REFUSALS", 20)
+    assert joint(make_search(), tmp_path, limit=0).suggest("a") == Searcher.FINISHED
+
+
+def test_a_restored_search_goes_on_with_the_same_study(tmp_path: Path):
+    search = joint(make_search(seed=3), tmp_path)
+    search.suggest("a")
+    search.save(str(tmp_path / "state"))
+    other = joint(make_search(seed=3), tmp_path)
+    other.restore(str(tmp_path / "state"))
+    other.on_trial_complete("a", told(STEPS))
+    assert states(other) == ["COMPLETE"]
+    assert other.suggest("b")[TRIAL] == "001"
+
+
+def test_samplers_survive_the_trip_to_the_tuner():
+    for name in ("tpe", "gp", "nsga2", "random"):
+        sampler = make_sampler(make_search(sampler=name))
+        assert type(pickle.loads(pickle.dumps(sampler))) is type(sampler)
+
+
+def test_impossible_and_too_large_students_are_refused_by_their_reason(
+    tiny_teacher: Segmenter, tiny_run: DistillConfig
+):
+    teacher = tiny_teacher.net.config
+    small = model_size(student_config(tiny_run.student, teacher)).params_millions
+    refuse = Refusal(tiny_run, teacher, max_params_millions=small)
+    assert refuse({}) is None
+    assert "use 16 or 32" in str(refuse({WIDTH: 24}))
+    assert f"above max_params_millions={small:g}" in str(refuse({WIDTH: 64}))
+
+
+def test_a_space_without_a_possible_student_is_a_mistake_of_one_line():
+    with pytest.raises(ConfigError, match=r"none of 50 points .* is too much"):
+        require_some_shape(make_search(), Above(0), tries=50)  # type: ignore[arg-type]
+    require_some_shape(make_search(), Above(16), tries=50)  # type: ignore[arg-type]
+
+
+def test_the_reason_is_kept_where_optuna_dashboard_shows_it(tmp_path: Path):
+    search = joint(make_search(seeds=({WIDTH: 128},)), tmp_path, limit=64)
+    search.suggest("a")
+    assert search._ot_study.trials[0].user_attrs[REFUSED] == "width 128 is too much"
