@@ -38,6 +38,31 @@ if TYPE_CHECKING:
     from sam3dist.strategies.protocol import Strategy
 
 MANIFEST = "manifest.json"
+FIXED = (
+    "teacher.source",
+    "student",
+    "distillation",
+    "objective",
+    "data.train",
+    "data.val",
+    "data.prompts_per_image",
+    "data.negative_share",
+    "data.horizontal_flip",
+    "eval.threshold",
+    "eval.max_images",
+    "run.seed",
+)
+"""Settings of a run for good: what it learns from what, and how that is measured."""
+FIXED_IN_THE_END = (
+    "teacher.precision",
+    "data.images_per_batch",
+    "optim.learning_rate",
+    "optim.weight_decay",
+    "optim.warmup_steps",
+    "optim.final_lr_share",
+    "optim.clip_grad_norm",
+)
+"""Settings that may change while there are steps to come, as after a NaN; a finished run is one of the old ones."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +176,29 @@ def require_same_run(directory: Path, state: TrainingState, fresh: TrainingState
         )
 
 
+def require_same_settings(directory: Path, config: DistillConfig, finished: bool) -> None:
+    """Raise CheckpointError where the checkpoint in `directory` was trained with settings other than `config`.
+
+    Names the first of FIXED that differs, and, where the run is `finished` and so would give its result again, of
+    FIXED_IN_THE_END. All else, such as the number of steps or of workers, may change.
+    """
+    file = directory / "config.yaml"
+    try:
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{file}: unreadable ({error}); use an older checkpoint.") from error
+    fresh = as_plain(config)
+    for key in (*FIXED, *FIXED_IN_THE_END) if finished else FIXED:
+        before, now = _at(saved, key), _at(fresh, key)
+        if before != now:
+            while isinstance(now, dict) and isinstance(before, dict):
+                name = next(name for name in (*now, *before) if before.get(name) != now.get(name))
+                key, before, now = f"{key}.{name}", before.get(name), now.get(name)
+            raise CheckpointError(
+                f"{key}={now}: {directory} was trained with {key}={before}; choose another run.dir, or set it back."
+            )
+
+
 def architecture_of(pupil: nn.Module) -> str:
     """A short digest of the names and shapes of all weights; call it before a strategy shards them."""
     shapes = [(name, tuple(value.shape)) for name, value in pupil.state_dict().items()]
@@ -202,6 +250,12 @@ def _restored(content: dict[str, Any]) -> TrainingState:
         values = {name: _defined(report[name], nan) for name in ("metrics", "before")}
         content["report"] = Report(**{**report, **values, "checkpoint": None})
     return TrainingState(**content)
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def _defined(values: Mapping[str, Any], missing: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sam3dist.engine.checkpoint import (
     architecture_of,
     read_state,
     require_same_run,
+    require_same_settings,
     write_checkpoint,
 )
 from sam3dist.engine.clock import Clock
@@ -137,6 +138,7 @@ class _Run:
         """Go on where the checkpoint was written."""
         saved = read_state(checkpoint)
         require_same_run(checkpoint, saved, self.state)
+        require_same_settings(checkpoint, self.config, finished=saved.step >= self.config.optim.steps)
         self.strategy.load(checkpoint / "training")
         self.state = replace(saved, precision=self.state.precision, world_size=self.state.world_size)
         self.checkpoint = checkpoint

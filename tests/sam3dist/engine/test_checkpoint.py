@@ -14,6 +14,7 @@ from sam3dist.engine.checkpoint import (
     latest_checkpoint,
     read_state,
     require_same_run,
+    require_same_settings,
     write_checkpoint,
 )
 from sam3dist.engine.optim import make_optimizer
@@ -138,6 +139,36 @@ def test_resuming_with_another_student_is_refused(tiny_teacher: Segmenter, tmp_p
     run(settings(optim={"steps": 1}), tiny_teacher, tmp_path)
     other = settings(student={"vision_depth": 2})
     with pytest.raises(CheckpointError, match="other shapes"):
+        run(other, tiny_teacher, tmp_path, resume=tmp_path / "step-00000001")
+
+
+@pytest.mark.parametrize(
+    ("changed", "finished", "message"),
+    [
+        ({"distillation": {"temperature": 6.0}}, False, r"distillation\.temperature=6\.0: .*temperature=2\.0; choose"),
+        ({"distillation": {"task": {"dice": 1.0}}}, False, r"distillation\.task\.dice=1\.0: .*dice=10\.0"),
+        ({"run": {"seed": 1}}, False, r"run\.seed=1: .*run\.seed=0"),
+        ({"data": {"train": "elsewhere"}}, False, r"data\.train=elsewhere: .*data\.train=None"),
+        ({"optim": {"learning_rate": 0.1}}, True, r"optim\.learning_rate=0\.1"),
+        ({"optim": {"learning_rate": 0.1, "steps": 99}, "strategy": {"num_workers": 4}}, False, None),
+        ({"run": {"loggers": ("wandb",), "figures": 0}, "checkpoint": {"keep": 9}}, True, None),
+    ],
+)
+def test_a_run_directory_is_of_one_run(
+    changed: dict[str, dict[str, object]], finished: bool, message: str | None, tmp_path: Path
+):
+    (tmp_path / "config.yaml").write_text(to_yaml(settings()))
+    if message is None:
+        require_same_settings(tmp_path, settings(**changed), finished)
+        return
+    with pytest.raises(CheckpointError, match=message):
+        require_same_settings(tmp_path, settings(**changed), finished)
+
+
+def test_a_finished_run_does_not_pass_for_one_with_other_settings(tiny_teacher: Segmenter, tmp_path: Path):
+    run(settings(optim={"steps": 1}), tiny_teacher, tmp_path)
+    other = settings(optim={"steps": 1, "learning_rate": 0.5})
+    with pytest.raises(CheckpointError, match=r"optim\.learning_rate=0\.5"):
         run(other, tiny_teacher, tmp_path, resume=tmp_path / "step-00000001")
 
 
