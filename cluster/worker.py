@@ -28,7 +28,7 @@ from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Pupil, Segmenter
 from sam3dist.models.size import model_size
 from sam3dist.models.student import build_student
-from sam3dist.models.teacher import load_teacher
+from sam3dist.models.teacher import in_precision, load_teacher
 from sam3dist.strategies.processes import own_device, sum_over_ranks
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import Report
@@ -58,10 +58,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None) -> Report:
     device = own_device(config.strategy)
-    teacher = load_teacher(config.teacher.source, device, config.teacher.precision)
+    teacher = load_teacher(config.teacher.source, device, "fp32")  # the student starts from its exact weights
     student = build_student(config.student, teacher, config.run.seed)
     pupil = _pupil(student, teacher, config)
-    asked = teacher if _teaches(config) else None
+    reference_millions = model_size(teacher.net.config).params_millions
+    asked = in_precision(teacher, config.teacher.precision) if _teaches(config) else None
+    del teacher  # who learns from labels alone needs its memory
     side = max(student.image_size, asked.image_size) if asked else student.image_size
     strategy = make_strategy(config, device)
     val = open_shards(_named(config.data.val))
@@ -87,7 +89,7 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | N
             directory=scratch,
             resume=resume,
             loggers=make_loggers(config, run_dir) if strategy.rank == 0 else (),
-            reference_millions=model_size(teacher.net.config).params_millions,
+            reference_millions=reference_millions,
             epoch_images=open_shards(_named(config.data.train)).rows,
             told_to_stop=_stop_file(run_dir),
         )

@@ -103,7 +103,7 @@ class DistillationConfig(Settings):
     alpha: float = Field(1.0, ge=0)
     """Weight of the task loss against ground truth."""
     beta: float = Field(1.0, ge=0)
-    """Weight of the teacher's answers; 0 together with gamma=0 trains on labels alone and loads no teacher."""
+    """Weight of the teacher's answers; 0 together with gamma=0 trains on labels alone, without asking the teacher."""
     gamma: float = Field(1.0, ge=0)
     """Weight of the feature loss; 0 leaves the projections out."""
     temperature: float = Field(2.0, gt=0, le=100)

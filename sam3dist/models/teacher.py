@@ -31,9 +31,16 @@ def load_teacher(source: str | Path, device: str | torch.device = "cpu", precisi
     """
     if precision not in ("auto", "fp32", *DTYPES):
         raise ConfigError(f"teacher.precision={precision} is unknown; use auto, fp32, bf16 or fp16.")
-    teacher = _read(source).to(device).requires_grad_(False).eval()
+    return in_precision(_read(source).to(device).requires_grad_(False).eval(), precision)
+
+
+def in_precision(teacher: Segmenter, precision: str) -> Segmenter:
+    """The same float32 teacher, changed in place to answer in this precision; see `load_teacher`.
+
+    A student that inherits its weights must be built before: bf16 keeps three digits of them.
+    """
     if precision == "auto":
-        precision = "bf16" if computes_bf16_fast(torch.device(device)) else "fp32"
+        precision = "bf16" if computes_bf16_fast(teacher.device) else "fp32"
     if precision in DTYPES:
         teacher.autocast = DTYPES[precision]
         # Parameters only: rotary frequencies are buffers, and rounding those would bend positions.

@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from sam3dist.config.distill import StudentSpec
 from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.models import teacher as teacher_module
 from sam3dist.models.checkpoint import save_segmenter
 from sam3dist.models.segmenter import segment
-from sam3dist.models.teacher import load_teacher
+from sam3dist.models.student import build_student
+from sam3dist.models.teacher import in_precision, load_teacher
 
 
 def test_a_directory_gives_a_frozen_teacher_in_eval_mode(tiny_teacher_dir, tiny_teacher, make_batch):
@@ -36,6 +38,19 @@ def test_half_precision_leaves_rotary_positions_exact(tiny_teacher_dir):
     exact, rough = load_teacher(tiny_teacher_dir), load_teacher(tiny_teacher_dir, precision="bf16")
     for (name, ours), (_, theirs) in zip(rough.named_buffers(), exact.named_buffers(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_a_student_built_before_has_the_exact_weights(tiny_teacher_dir):
+    teacher = load_teacher(tiny_teacher_dir, precision="fp32")
+    exact = {name: value.clone() for name, value in teacher.named_parameters()}
+    student = build_student(StudentSpec(), teacher, seed=0)
+    rough, loaded = in_precision(teacher, "bf16"), load_teacher(tiny_teacher_dir, precision="bf16")
+    name = "net.vision_encoder.backbone.layers.0.mlp.fc1.weight"
+    assert torch.equal(student.get_parameter(name), exact[name])
+    assert not torch.equal(rough.get_parameter(name).float(), exact[name])
+    for ours, theirs in zip(rough.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert rough.autocast == loaded.autocast == torch.bfloat16
 
 
 def test_auto_is_fp32_on_a_cpu(tiny_teacher_dir):
