@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.sam3dist.cases import Answers, four_prompts, truthful
 from torch.distributions import Bernoulli, kl_divergence
 
 from sam3dist.config.distill import TaskWeights
 from sam3dist.imitation import background_kl, check_teacher, feature_loss, imitation_loss, resize_logits
 from sam3dist.targets import make_targets
 from sam3dist.types import SegOutputs
+from tests.sam3dist.cases import Answers, four_prompts, truthful
 
 WEIGHTS = TaskWeights()
 

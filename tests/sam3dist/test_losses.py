@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.sam3dist.cases import Answers, batch_of, four_prompts, rectangle, truthful
 
 from sam3dist.config.distill import DistillationConfig
 from sam3dist.errors import NonFiniteError
 from sam3dist.losses import distillation_loss
 from sam3dist.targets import make_targets
 from sam3dist.types import LossTerms, PromptBatch
+from tests.sam3dist.cases import Answers, batch_of, four_prompts, rectangle, truthful
 
 CONFIG = DistillationConfig(alpha=0.7, beta=0.4, gamma=0.2)
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.sam3dist.cases import batch_of, rectangle
 
 from sam3dist.data.masks import decode_rle, encode_mask
 from sam3dist.targets import coverage, make_targets
 from sam3dist.types import Rle
+from tests.sam3dist.cases import batch_of, rectangle
 
 
 def speckle(height: int, width: int, seed: int, density: float = 0.5) -> np.ndarray:

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.sam3dist.cases import Answers, batch_of, four_prompts, rectangle, truthful
 
 from sam3dist.boxes import iou_and_giou
 from sam3dist.config.distill import TaskWeights
@@ -11,6 +10,7 @@ from sam3dist.matching import Matches
 from sam3dist.targets import Targets, make_targets
 from sam3dist.task import class_loss, task_loss
 from sam3dist.types import SegOutputs
+from tests.sam3dist.cases import Answers, batch_of, four_prompts, rectangle, truthful
 
 WEIGHTS = TaskWeights()
 
