@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -111,6 +111,12 @@ class DistillationConfig(Settings):
     features: tuple[Literal["vision", "encoder"], ...] = ("vision", "encoder")
     """Which features of the teacher the student imitates."""
     task: TaskWeights = TaskWeights()
+
+    @model_validator(mode="after")
+    def _something_teaches(self) -> DistillationConfig:
+        if self.alpha == 0 and self.beta == 0 and (self.gamma == 0 or not self.features):
+            raise ValueError("distillation.alpha, beta and gamma leave no loss to train on; set one of them above 0.")
+        return self
 
 
 class OptimConfig(Settings):

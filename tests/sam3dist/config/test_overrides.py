@@ -142,3 +142,11 @@ def test_a_refusal_survives_the_trip_between_processes():
         with_overrides(DistillConfig(), {"optim.steps": 0})
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again)) == (ConfigError, str(caught.value))
+
+
+@pytest.mark.parametrize("left", [{"distillation__gamma": 0}, {"distillation__features": ()}])
+def test_a_run_without_any_loss_is_refused(left: dict[str, object]):
+    said = refusal(distillation__alpha=0, distillation__beta=0, **left)
+    assert said == "distillation.alpha, beta and gamma leave no loss to train on; set one of them above 0."
+    features_alone = {"distillation.alpha": 0, "distillation.beta": 0}
+    assert with_overrides(DistillConfig(), features_alone).distillation.gamma == 1
