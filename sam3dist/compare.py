@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from math import isfinite, nan
@@ -133,12 +134,13 @@ def choose(pairs: Sequence[Pair], count: int) -> list[Pick]:
 
 
 def some_pairs(shards: Shards, count: int) -> list[Pair]:
-    """The phrases of the first `count` images, not yet answered; for pictures without an evaluation."""
+    """The phrases of the first `count` readable images, not yet answered; for pictures without an evaluation."""
     rows: list[Row] = []
     for group in shards.row_groups:
         if len(rows) >= count:
             break
-        rows += read_rows(group)
+        with suppress(Reject):  # the evaluation has counted it
+            rows += read_rows(group)
     return [Pair(row.image_id, prompt.phrase, prompt.present) for row in rows[:count] for prompt in row.prompts]
 
 

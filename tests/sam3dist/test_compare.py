@@ -9,7 +9,9 @@ from PIL import Image
 
 from sam3dist.compare import Comparison, Pair, choose, compare, draw, sizes, some_pairs
 from sam3dist.data.batches import evaluation_batches
-from sam3dist.data.samples.write import scene_shards
+from sam3dist.data.prepare import prepare
+from sam3dist.data.samples.write import scene_shards, write_scenes
+from sam3dist.data.settings import PrepareSettings
 from sam3dist.data.shards import Shards, open_shards
 from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Segmenter
@@ -132,3 +134,13 @@ def test_sizes_tell_how_much_smaller(teacher: Segmenter):
     own = sum(parameter.numel() for parameter in teacher.net.parameters()) / 1e6
     assert told["times_smaller"] == 1
     assert told["sizes"]["student"]["params_millions"] == pytest.approx(own)
+
+
+def test_a_shard_that_cannot_be_read_costs_pictures_but_no_run(tmp_path: Path):
+    source = write_scenes(tmp_path / "source", images=4, seed=2, side=64)
+    prepare(*source, tmp_path / "shards", PrepareSettings(rows_per_group=2, rows_per_shard=2))
+    shards = open_shards(tmp_path / "shards")
+    images = sorted({pair.image_id for pair in some_pairs(shards, 4)})
+    assert len(images) == 4
+    Path(shards.row_groups[0].path).write_bytes(b"no parquet")
+    assert sorted({pair.image_id for pair in some_pairs(shards, 4)}) == images[2:]
