@@ -19,9 +19,10 @@ def work(words: Sequence[str]) -> Path:
     search = with_search_overrides(load_search(space), overrides)
     run_dir = Path(search.base().run.dir or f"runs/tune-{search.name}")
     result = run_search(search, run_dir)
+    report = {"verb": "tune", "seconds": time.perf_counter() - started, **result}
+    write_report(run_dir, report)  # now, so that nothing is lost if drawing fails
     drawn = search_figures(run_dir, search.base().objective.quality, result)
-    seconds = time.perf_counter() - started
-    write_report(run_dir, {"verb": "tune", "seconds": seconds, **result, **entries(run_dir, drawn)})
+    write_report(run_dir, {**report, **entries(run_dir, drawn)})
     print("  ".join(f"{count} {state}" for state, count in result["states"].items()))
     for point in result["front"]:
         print(f"front  trial {point['trial']}  {job.numbers(point)}  {point['checkpoint']}")

@@ -29,9 +29,10 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
 
     leave_on_sigterm()
     result = run_search(search, directory)
+    report = {"verb": "tune", "seconds": time.perf_counter() - started, **result}
+    write_report(directory, report)  # now, so that nothing is lost if drawing fails
     drawn = search_figures(directory, search.base().objective.quality, result)
-    seconds = time.perf_counter() - started
-    report = write_report(directory, {"verb": "tune", "seconds": seconds, **result, **entries(directory, drawn)})
+    report = write_report(directory, {**report, **entries(directory, drawn)})
     show(report)
     return directory
 
@@ -44,8 +45,8 @@ def show(report: Mapping[str, Any]) -> None:
     on_front = {point["trial"] for point in report["front"]}
     keys = sorted({key for trial in trials for key in trial["config"]})
 
-    def quality(trial: Mapping[str, Any]) -> float:
-        return (trial.get("metrics") or {}).get("miou_all") or 0.0
+    def quality(trial: Mapping[str, Any]) -> float | None:
+        return (trial.get("metrics") or {}).get("miou_all")
 
     rows = [
         (
@@ -55,7 +56,7 @@ def show(report: Mapping[str, Any]) -> None:
             trial.get("params_millions"),
             *(trial["config"].get(key) for key in keys),
         )
-        for trial in sorted(trials, key=lambda trial: -quality(trial))
+        for trial in sorted(trials, key=lambda trial: -(quality(trial) or 0))
     ]
     short = [key.rpartition(".")[2].replace("_", " ") for key in keys]
     table(("trial", "state", "mIoU", "params (M)", *short), rows, "Trials (* on the Pareto front)")
