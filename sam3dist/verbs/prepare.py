@@ -54,8 +54,8 @@ VERB = Verb(
     summary="turn COCO annotations and images into shards",
     details="Reads COCO instances or SA-Co pairs, checks every record, sets the bad ones aside with a reason, finds\n"
     "phrases that name nothing in an image, and writes Parquet shards. The same input gives the same bytes.\n"
-    "Keys: exhaustive, max_negatives_per_image, max_phrase_chars, max_pixels, max_rejected_share,\n"
-    "rows_per_group, rows_per_shard, threads.",
+    "Keys: exhaustive, max_negatives_per_image, max_phrase_chars, max_pixels, max_side,\n"
+    "max_rejected_share, rows_per_group, rows_per_shard, threads.",
     examples=(
         "sam3dist prepare instances_train.json images/ shards/train",
         "sam3dist prepare instances_val.json images/ shards/val exhaustive=false max_negatives_per_image=8",
