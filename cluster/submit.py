@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from aiohttp import ClientError
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sam3dist.errors import ConfigError, ResourceError
@@ -24,6 +25,8 @@ LOST_AFTER_S = 300.0
 """A cluster that answers nothing for this long is given up."""
 BROKEN = (OSError, RuntimeError, ClientError)
 """What a connection can end with: the errors of `requests` are OSErrors, Ray raises RuntimeError."""
+REFUSED = (*BROKEN, ValueError, AuthenticationError)
+"""What Ray says no with: ValueError for a folder that is too large or an address that is none."""
 
 
 def submit(
@@ -46,7 +49,13 @@ def submit(
     runtime_env: dict[str, Any] = {"env_vars": env_vars or {}}
     if working_dir is not None:
         runtime_env |= {"working_dir": str(working_dir), "excludes": list(EXCLUDES)}
-    job = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+    try:
+        job = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+    except REFUSED as error:
+        raise ResourceError(
+            f"submit: the cluster did not take the job ({_reason(error)}); "
+            "name what need not be uploaded in .rayignore."
+        ) from error
     stream = out or sys.stdout
     print(f"{job}: {entrypoint}", file=stream, flush=True)
     try:
@@ -84,9 +93,15 @@ def _connected(address: str | None) -> JobSubmissionClient:
     os.environ["RAY_API_SERVER_ADDRESS"] = target  # Ray lets its environment win over an argument; we do not
     try:
         return JobSubmissionClient(target)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ResourceError(f"run.address={target}: no job server answers there ({reason}).") from error
+    except REFUSED as error:
+        raise ResourceError(
+            f"run.address={target}: no job server answers there ({_reason(error)}); give the address of the "
+            "dashboard, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as the cluster does."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _followed(client: JobSubmissionClient, job: str, out: TextIO) -> JobDetails:
