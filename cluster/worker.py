@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import read_state
 from sam3dist.engine.loggers import make_loggers
 from sam3dist.engine.loop import train
+from sam3dist.errors import ResourceError
 from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Pupil, Segmenter
 from sam3dist.models.size import model_size
@@ -53,7 +53,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         if settings["quiet"]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
-        return asdict(_train(config, run_dir, scratch, resume))
+        with memory_explained():
+            return asdict(_train(config, run_dir, scratch, resume))
 
 
 def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None) -> Report:
@@ -99,17 +100,31 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | N
 def _scratch(run_dir: Path) -> Iterator[Path]:
     """An empty directory of this machine for the worker's part of a checkpoint, which Ray Train then carries off.
 
-    Its name follows from run and rank, so that a worker that was killed leaves nothing but to its successor.
+    It is in the working directory that Ray gives its workers and clears away when the cluster ends. Its name follows
+    from run and rank, so that a worker that was killed leaves nothing but to its successor.
     """
     rank = ray.train.get_context().get_world_rank()
     name = hashlib.sha256(str(run_dir).encode()).hexdigest()[:12]
-    scratch = Path(tempfile.gettempdir(), f"s3d-part-{name}-{rank}")
+    scratch = Path.cwd() / f"part-{name}-{rank}"
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(mode=0o700)
+    scratch.mkdir()
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Inside, a full GPU is a ResourceError with the way out: trying again, as Ray would, fills it again."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise ResourceError(
+            f"{reason}; lower data.images_per_batch or data.prompts_per_image and raise optim.accumulate, lower "
+            "eval.images_per_batch, or set strategy.kind=fsdp with more workers."
+        ) from error
 
 
 def _hush() -> None:
