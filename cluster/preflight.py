@@ -129,7 +129,7 @@ def _grown(demand: Demand, wait_s: float) -> list[Node]:
 def check_state_api() -> None:
     """Return if Ray's State API answers. Without it a stopped trial never gives its CPUs back and a search hangs."""
     try:
-        list_nodes(timeout=STATE_TIMEOUT_S)
+        list_nodes(address=_own(), timeout=STATE_TIMEOUT_S)
     except (RayStateApiException, ConnectionError) as error:
         raise ResourceError(
             f"the cluster's State API does not answer ({type(error).__name__}), so stopped trials would keep their "
@@ -144,7 +144,7 @@ def free_cpus() -> float:
 
 def held_placement_groups() -> set[str]:
     """The ids of the placement groups that hold resources or wait for them."""
-    groups = list_placement_groups(timeout=STATE_TIMEOUT_S, limit=10_000)
+    groups = list_placement_groups(address=_own(), timeout=STATE_TIMEOUT_S, limit=10_000)
     return {group.placement_group_id for group in groups if group.state != "REMOVED"}
 
 
@@ -158,3 +158,8 @@ def wait_until_free(cpus: float, placement_groups: set[str], timeout_s: float = 
         if time.monotonic() > deadline:
             return f"{cpus - free:g} CPUs and {len(held)} placement groups did not come back within {timeout_s:g} s"
         time.sleep(1)
+
+
+def _own() -> str:
+    """The address of the connected cluster, since this machine may run another one beside it."""
+    return str(ray.get_runtime_context().gcs_address)

@@ -13,24 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cluster import preflight
+from cluster.halving import RememberingAsha
 from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
 from cluster.session import session
 from cluster.trainer import fit, located
 from sam3dist.config.load import to_yaml, with_overrides
+from sam3dist.config.plain import read_yaml
+from sam3dist.config.search import SearchConfig
 from sam3dist.errors import ConfigError, ResourceError, Sam3DistError
 from sam3dist.models.size import model_size
 from sam3dist.models.teacher import load_teacher
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
-    from sam3dist.config.search import SearchConfig
 
-TRIALS, TUNE, JOURNAL, CONFIG = "trials", "tune", "optuna.journal", "search.yaml"
-"""In the run directory: a run directory per trial, Tune's state, Optuna's study (for optuna-dashboard), the search."""
+TRIALS, TUNE, CONFIG = "trials", "tune", "search.yaml"
+"""In the run directory: a run directory per trial, Tune's state, and the search itself."""
+JOURNAL, RUNGS = "optuna.journal", "rungs.json"
+"""Optuna's study, which `optuna-dashboard` shows, and the scores ASHA compares with."""
 MISTAKE = "mistake.txt"
 """In a trial's directory: why trying it again would be in vain."""
 MOST_TRIAL_FAILURES = 2
@@ -79,7 +83,8 @@ def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Ref
     # What a crash in the first seconds left: without Tune's state nobody knows which trial is which.
     shutil.rmtree(run_dir / TRIALS, ignore_errors=True)
     shutil.rmtree(state, ignore_errors=True)
-    (run_dir / JOURNAL).unlink(missing_ok=True)
+    for name in (JOURNAL, RUNGS):
+        (run_dir / name).unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / CONFIG).write_text(to_yaml(search), encoding="utf-8")
     steps, quality = base.optim.steps, base.objective.quality
@@ -89,7 +94,7 @@ def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Ref
             num_samples=search.trials,
             max_concurrent_trials=search.max_concurrent,
             search_alg=JointSearch(search, quality, steps, run_dir / JOURNAL, refuse),
-            scheduler=_scheduler(search, steps),
+            scheduler=_scheduler(search, steps, run_dir / RUNGS),
         ),
         run_config=tune.RunConfig(
             name=TUNE,
@@ -122,23 +127,21 @@ def _trial(base: DistillConfig, name: str, run_dir: Path) -> Callable[[dict[str,
     return trial
 
 
-def _scheduler(search: SearchConfig, steps: int) -> TrialScheduler:
+def _scheduler(search: SearchConfig, steps: int, memory: Path) -> TrialScheduler:
     grace = max(1, round(search.asha.grace_share * steps))
     if not search.asha.enabled or grace >= steps:
         return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr="step",
-        metric="score",
-        mode="max",
-        grace_period=grace,
-        reduction_factor=search.asha.reduction_factor,
-        # No rung at the end: a trial that got there ends by itself, with its last checkpoint written.
-        max_t=max(grace, steps - 1),
-        stop_last_trials=False,
-    )
+    return RememberingAsha(memory, steps=steps, grace=grace, reduction_factor=search.asha.reduction_factor)
 
 
 def _require_same_search(search: SearchConfig, run_dir: Path) -> None:
+    """ConfigError where the directory holds another search; where it ran and what it logged does not count."""
     found = run_dir / CONFIG
-    if found.is_file() and found.read_text(encoding="utf-8") != to_yaml(search):
+    if found.is_file() and _question(SearchConfig.model_validate(read_yaml(found))) != _question(search):
         raise ConfigError(f"run.dir={run_dir}: holds another search, see its {CONFIG}; choose another run.dir.")
+
+
+def _question(search: SearchConfig) -> SearchConfig:
+    kept = {key: value for key, value in search.overrides.items() if not key.startswith("run.")}
+    # Through text and back, because YAML knows lists only.
+    return SearchConfig.model_validate_json(search.model_copy(update={"overrides": kept}).model_dump_json())

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -57,11 +58,15 @@ def session(run: RunConfig) -> Iterator[Session]:
 @contextmanager
 def _joined(address: str) -> Iterator[Session]:
     in_job = JOB_CONFIG in os.environ
+    if in_job:
+        address = os.environ["RAY_ADDRESS"]
     variables = job_variables()
-    with _environment(variables):
+    if re.fullmatch(r"[^/]+:\d+", address):
+        variables["RAY_ADDRESS"] = address  # see _started
+    with environment(variables):
         try:
             ray.init(
-                address=None if in_job else address,
+                address=address,
                 runtime_env={"env_vars": _without_those_of_the_job(variables)},
                 **_quiet(),
             )
@@ -90,7 +95,7 @@ def _started(num_cpus: float | None) -> Iterator[Session]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
     }
     clean = False
-    with _environment(job_variables() | inherited):
+    with environment(job_variables() | inherited):
         try:
             ray.init(
                 address="local",
@@ -114,7 +119,7 @@ def _started(num_cpus: float | None) -> Iterator[Session]:
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
     """These environment variables inside, those of before outside."""
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)

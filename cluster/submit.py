@@ -15,6 +15,7 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from cluster.session import environment
 from sam3dist.errors import ConfigError, ResourceError
 
 VERBS = ("prepare", "train", "tune", "evaluate")
@@ -90,9 +91,10 @@ def _connected(address: str | None) -> JobSubmissionClient:
             "no cluster to submit to: give run.address=http://HOST:8265, the address of its dashboard, "
             "or set RAY_API_SERVER_ADDRESS."
         )
-    os.environ["RAY_API_SERVER_ADDRESS"] = target  # Ray lets its environment win over an argument; we do not
     try:
-        return JobSubmissionClient(target)
+        # Ray lets its environment win over an argument; we do not.
+        with environment({"RAY_API_SERVER_ADDRESS": target}):
+            return JobSubmissionClient(target)
     except REFUSED as error:
         raise ResourceError(
             f"run.address={target}: no job server answers there ({_reason(error)}); give the address of the "

@@ -24,7 +24,6 @@ from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.stopping import STOP, checkpoint_on_sigterm
 from cluster.streams import TRAIN, reference_dataset, split_config
-from cluster.worker import train_worker
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import open_shards
@@ -68,7 +67,7 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (run_dir / STOP).unlink(missing_ok=True)
     trainer = TorchTrainer(
-        train_worker,
+        _train_worker,
         # A trial has its line per report; the progress of all trials at once would bury it.
         train_loop_config={"config": config, "run_dir": str(run_dir), "quiet": bool(callbacks)},
         datasets={TRAIN: reference_dataset(shards, config)},
@@ -107,6 +106,13 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
         "checkpoint": result.checkpoint.path,
         "data": {"train": config.data.train, "val": config.data.val},
     }
+
+
+def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    # Imported by the workers alone: the driver of a trial need not spend ten seconds on networks it never builds.
+    from cluster.worker import train_worker
+
+    return train_worker(settings)
 
 
 def located(config: DistillConfig, run_dir: Path) -> DistillConfig:

@@ -15,12 +15,6 @@ Answers = dict[str, tuple[int, str]]
 VERSION = (200, '{"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}')
 
 
-@pytest.fixture(autouse=True)
-def _address_of_this_test_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`submit` leaves it in the environment."""
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
-
-
 @pytest.fixture
 def server() -> Iterator[Callable[[Answers], str]]:
     """Starts a server that gives these answers by method, and tells its address."""
