@@ -152,7 +152,10 @@ def wait_until_free(cpus: float, placement_groups: set[str], timeout_s: float = 
     """None once `cpus` are free again and no placement group but the given ones is held; else what is missing."""
     deadline = time.monotonic() + timeout_s
     while True:
-        free, held = free_cpus(), held_placement_groups() - placement_groups
+        try:
+            free, held = free_cpus(), held_placement_groups() - placement_groups
+        except (RayStateApiException, ConnectionError) as error:
+            return f"the cluster's State API does not answer any more ({type(error).__name__})"
         if free >= cpus - 1e-6 and not held:
             return None
         if time.monotonic() > deadline:
