@@ -90,7 +90,7 @@ def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (checkpoint, shards), overrides = job.split(words, "CHECKPOINT", "SHARDS")
     config = with_overrides(Defaults(name="eval"), overrides)
-    run_dir = Path(config.run.dir or f"runs/eval-{Path(checkpoint).name}")
+    run_dir = job.lasting(config.run.dir or f"runs/eval-{Path(checkpoint).name}")
     result = run_evaluation(config, checkpoint, shards, run_dir)
     write_report(run_dir, {"verb": "eval", "seconds": time.perf_counter() - started, **result})
     print(job.numbers(result["metrics"]))

@@ -14,6 +14,9 @@ from cluster.mistakes import persons_mistake
 from cluster.stopping import leave_on_sigterm
 from sam3dist.errors import ConfigError
 
+UPLOADED = "working_dir_files"
+"""Below a directory of this name Ray unpacks the folder of a submitted job."""
+
 
 def run(work: Callable[[Sequence[str]], Path]) -> NoReturn:
     """Do the work on the words of the command line and exit: 0, 2 for a person's mistake in one line, 1 for ours.
@@ -41,6 +44,19 @@ def split(words: Sequence[str], *names: str) -> tuple[list[str], dict[str, str]]
         given = " ".join(arguments) or "nothing"
         raise ConfigError(f"expected {' '.join(names)} [dotted.key=value ...], got {given}.")
     return arguments, overrides
+
+
+def lasting(run_dir: str) -> Path:
+    """The run directory, after a warning where it lies in the folder that Ray uploaded for the job."""
+    path = Path(run_dir)
+    if UPLOADED in path.resolve().parts:
+        print(
+            f"sam3dist: run.dir={run_dir} lies in the folder that Ray uploaded to this node and will delete; "
+            "give an absolute path that all nodes share.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return path
 
 
 def numbers(values: Mapping[str, Any]) -> str:

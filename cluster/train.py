@@ -17,7 +17,7 @@ def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (preset,), overrides = job.split(words, "PRESET")
     config = with_overrides(load_preset(preset), overrides)
-    run_dir = Path(config.run.dir or f"runs/train-{config.name}")
+    run_dir = job.lasting(config.run.dir or f"runs/train-{config.name}")
     result = run_training(config, run_dir)
     report = {"verb": "train", "seconds": time.perf_counter() - started, **result}
     write_report(run_dir, report)  # now, so that nothing is lost if drawing fails

@@ -17,7 +17,7 @@ def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (space,), overrides = job.split(words, "SPACE.yaml")
     search = with_search_overrides(load_search(space), overrides)
-    run_dir = Path(search.base().run.dir or f"runs/tune-{search.name}")
+    run_dir = job.lasting(search.base().run.dir or f"runs/tune-{search.name}")
     result = run_search(search, run_dir)
     report = {"verb": "tune", "seconds": time.perf_counter() - started, **result}
     write_report(run_dir, report)  # now, so that nothing is lost if drawing fails

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from ray import cloudpickle
@@ -10,7 +11,7 @@ from ray.exceptions import RayTaskError
 from ray.job_submission import JobDetails, JobStatus, JobType
 from ray.train import ControllerError, WorkerGroupError
 
-from cluster.job import split
+from cluster.job import lasting, split
 from cluster.mistakes import GiveUpOnMistakes, persons_mistake
 from cluster.session import JOB_CONFIG, _without_those_of_the_job, job_variables
 from cluster.submit import entry, exit_code
@@ -88,3 +89,15 @@ def test_a_driver_leaves_the_variables_of_its_job_alone(monkeypatch: pytest.Monk
 def test_a_persons_own_settings_win(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "17")
     assert job_variables()["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "17"
+
+
+def test_a_run_directory_that_ray_will_delete_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    uploaded = tmp_path / "working_dir_files" / "_ray_pkg_0"
+    uploaded.mkdir(parents=True)
+    monkeypatch.chdir(uploaded)
+    assert lasting(str(tmp_path / "kept")) == tmp_path / "kept"
+    assert capsys.readouterr().err == ""
+    assert lasting("runs/x") == Path("runs/x")
+    assert "run.dir=runs/x lies in the folder that Ray uploaded" in capsys.readouterr().err
