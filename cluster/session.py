@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from sam3dist.errors import ResourceError
+from sam3dist.errors import ResourceError, Sam3DistError
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import RunConfig
@@ -94,7 +94,7 @@ def _started(num_cpus: float | None) -> Iterator[Session]:
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
     }
-    clean = False
+    failed = False
     with environment(job_variables() | inherited):
         try:
             ray.init(
@@ -106,16 +106,15 @@ def _started(num_cpus: float | None) -> Iterator[Session]:
                 **_quiet(),
             )
             yield Session(ray.get_runtime_context().gcs_address, started_here=True)
-            clean = True
-        except ResourceError:
-            clean = True  # nothing ran
+        except Exception as error:
+            failed = not isinstance(error, Sam3DistError)  # a person's mistake needs no logs
             raise
         finally:
             ray.shutdown()
-            if clean:
-                shutil.rmtree(temp_dir, ignore_errors=True)
-            else:
+            if failed:
                 print(f"Ray's logs: {temp_dir}/session_latest/logs", file=sys.stderr)
+            else:
+                shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 @contextmanager

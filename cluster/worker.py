@@ -20,7 +20,7 @@ from cluster.stopping import STOP
 from cluster.streams import TRAIN, training_batches
 from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.shards import open_shards
-from sam3dist.engine.checkpoint import read_state
+from sam3dist.engine.checkpoint import TrainingState, read_state
 from sam3dist.engine.loggers import make_loggers
 from sam3dist.engine.loop import train
 from sam3dist.errors import ResourceError
@@ -76,7 +76,7 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | N
         return evaluate(module, own, config.eval.threshold, device=device, all_reduce=reduce)
 
     references = ray.train.get_dataset_shard(TRAIN).iter_rows()
-    seen = read_state(resume).batches if resume else 0
+    seen = batches_seen(read_state(resume), config) if resume else 0
     batches = training_batches(references, config.data, side, seed=config.run.seed, skip_batches=seen)
     with closing(batches):
         return train(
@@ -94,6 +94,18 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | N
             epoch_images=open_shards(_named(config.data.train)).rows,
             told_to_stop=_stop_file(run_dir),
         )
+
+
+def batches_seen(state: TrainingState, config: DistillConfig) -> int:
+    """How many batches each worker of a resumed run leaves out.
+
+    With the number of workers as it was, those it has drawn. With another number rows are shared out anew: then as
+    many as make the same number of images, so that the run goes on in the right epoch, though not with the very
+    rows that were left in it.
+    """
+    if state.world_size == config.strategy.num_workers:
+        return state.batches
+    return state.images // (config.data.images_per_batch * config.strategy.num_workers)
 
 
 @contextmanager
