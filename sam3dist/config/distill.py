@@ -116,6 +116,11 @@ class DistillationConfig(Settings):
     def _something_teaches(self) -> DistillationConfig:
         if self.alpha == 0 and self.beta == 0 and (self.gamma == 0 or not self.features):
             raise ValueError("distillation.alpha, beta and gamma leave no loss to train on; set one of them above 0.")
+        if self.gamma > 0 and not self.features:
+            raise ValueError(
+                f"distillation.gamma={self.gamma:g} weighs features, but distillation.features is empty; "
+                "name some, or set gamma=0."
+            )
         return self
 
 

@@ -144,6 +144,12 @@ def test_a_refusal_survives_the_trip_between_processes():
     assert (type(again), str(again)) == (ConfigError, str(caught.value))
 
 
+def test_a_weight_of_no_features_is_refused():
+    assert "distillation.features is empty; name some, or set gamma=0" in refusal(distillation__features=())
+    kept = with_overrides(DistillConfig(), {"distillation.features": [], "distillation.gamma": 0})
+    assert kept.distillation.features == ()
+
+
 @pytest.mark.parametrize("left", [{"distillation__gamma": 0}, {"distillation__features": ()}])
 def test_a_run_without_any_loss_is_refused(left: dict[str, object]):
     said = refusal(distillation__alpha=0, distillation__beta=0, **left)
