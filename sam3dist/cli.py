@@ -109,7 +109,9 @@ def _parser(verb: Verb) -> Parser:
 
 def _persons_mistake(error: BaseException | None) -> str | None:
     """One line for what a person can mend, also where Ray has wrapped it in errors of its own; None for a bug."""
-    while error is not None:
+    seen: set[int] = set()  # an error may be its own cause
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, Sam3DistError):
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from sam3dist import cli
-from sam3dist.cli import VERBS, main
+from sam3dist.cli import VERBS, _persons_mistake, main
 from sam3dist.config.load import load_preset
 from sam3dist.data.samples.write import write_scenes
 from sam3dist.errors import CheckpointError, ConfigError
@@ -170,6 +170,12 @@ def test_a_mistake_that_was_wrapped_on_its_way_is_still_found(
 
     monkeypatch.setattr("sam3dist.config.load.load_preset", wrapped)
     assert complaint(capsys, "config", "base") == "sam3dist: optim.steps=0: two lines."
+
+
+def test_an_error_that_is_its_own_cause_ends_the_search_for_a_mistake():
+    error = RuntimeError("a bug")
+    error.__cause__ = error
+    assert _persons_mistake(error) is None
 
 
 def test_an_output_that_is_a_file_is_named(scenes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
