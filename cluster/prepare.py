@@ -35,7 +35,10 @@ def run_prepare(annotations: Path, images: Path, out: Path, settings: PrepareSet
     try:
         return ray.get(task.remote(*paths, settings))
     except RayTaskError as error:
-        raise persons_mistake(error) or error from error
+        mistake = persons_mistake(error)
+        if mistake is not None:
+            raise mistake from error
+        raise
 
 
 @ray.remote
