@@ -15,12 +15,12 @@ from cluster.mistakes import GiveUpOnMistakes, persons_mistake
 from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.trainer import scaling, threads
-from sam3dist.config.distill import DistillConfig as Defaults
-from sam3dist.config.load import with_overrides
+from sam3dist.config.words import EVAL_TAKES, settings
 from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.shards import open_shards
 from sam3dist.evaluate import evaluate
 from sam3dist.models.size import model_size
+from sam3dist.models.source import resolve
 from sam3dist.models.teacher import load_teacher
 from sam3dist.report import write_report
 from sam3dist.strategies.processes import own_device, rank_and_size, sum_over_ranks
@@ -28,17 +28,20 @@ from sam3dist.strategies.processes import own_device, rank_and_size, sum_over_ra
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
 
+TAKES = (*EVAL_TAKES, "strategy", "run.address", "run.num_cpus", "run.wait_for_nodes_s")
+"""As the verb, and what the workers and their cluster are."""
 COUNTS = ("num_pairs", "num_positive", "num_negative")
 
 
 def run_evaluation(config: DistillConfig, checkpoint: str, shards: str, run_dir: Path) -> dict[str, Any]:
     """What report.json says of an evaluation by `strategy.num_workers` workers, each with its share of the rows.
 
-    checkpoint: whatever `load_teacher` takes. Connects to a cluster unless the process is connected. Raises
-    CheckpointError, DataError and ResourceError.
+    checkpoint: whatever `load_teacher` takes, or a run directory. Connects to a cluster unless the process is
+    connected. Raises CheckpointError, DataError and ResourceError.
     """
     open_shards(shards)  # a wrong path ends here
-    source = str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint
+    source = resolve(checkpoint)
+    source = str(Path(source).resolve()) if Path(source).exists() else source
     with session(config.run):
         check_resources(config.strategy, wait_s=config.run.wait_for_nodes_s)
         trainer = TorchTrainer(
@@ -57,17 +60,20 @@ def run_evaluation(config: DistillConfig, checkpoint: str, shards: str, run_dir:
         try:
             return {"checkpoint": source, "shards": shards, **trainer.fit().return_value}
         except TrainingFailedError as error:
-            raise persons_mistake(error) or error from error
+            mistake = persons_mistake(error)
+            if mistake is not None:
+                raise mistake from error
+            raise
 
 
-def evaluate_worker(settings: dict[str, Any]) -> dict[str, Any]:
+def evaluate_worker(given: dict[str, Any]) -> dict[str, Any]:
     """One worker's part; the metrics are those of all."""
-    config: DistillConfig = settings["config"]
+    config: DistillConfig = given["config"]
     device = own_device(config.strategy)
-    model = load_teacher(settings["checkpoint"], device, config.teacher.precision)
+    model = load_teacher(given["checkpoint"], device, config.teacher.precision)
     rank, world_size = rank_and_size()
     batches = evaluation_batches(
-        open_shards(settings["shards"]),
+        open_shards(given["shards"]),
         config.data,
         model.image_size,
         rank,
@@ -89,7 +95,7 @@ def evaluate_worker(settings: dict[str, Any]) -> dict[str, Any]:
 def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (checkpoint, shards), overrides = job.split(words, "CHECKPOINT", "SHARDS")
-    config = with_overrides(Defaults(name="eval"), overrides)
+    config = settings("eval", overrides, TAKES)
     run_dir = job.lasting(config.run.dir or f"runs/eval-{Path(checkpoint).name}")
     result = run_evaluation(config, checkpoint, shards, run_dir)
     write_report(run_dir, {"verb": "eval", "seconds": time.perf_counter() - started, **result})

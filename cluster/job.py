@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from cluster.mistakes import persons_mistake
 from cluster.stopping import leave_on_sigterm
+from sam3dist.config.words import split as words_and_keys
 from sam3dist.errors import ConfigError
 
 UPLOADED = "working_dir_files"
@@ -38,8 +38,7 @@ def run(work: Callable[[Sequence[str]], Path]) -> NoReturn:
 
 def split(words: Sequence[str], *names: str) -> tuple[list[str], dict[str, str]]:
     """The arguments, exactly as many as `names`, and the overrides `dotted.key=value` by key; else ConfigError."""
-    overrides = {match[1]: match[2] for word in words if (match := re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", word, re.S))}
-    arguments = [word for word in words if not re.match(r"[A-Za-z_][\w.]*=", word)]
+    arguments, overrides = words_and_keys(words)
     if len(arguments) != len(names):
         given = " ".join(arguments) or "nothing"
         raise ConfigError(f"expected {' '.join(names)} [dotted.key=value ...], got {given}.")

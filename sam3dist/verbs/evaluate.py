@@ -7,19 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sam3dist.config.words import EVAL_TAKES
 from sam3dist.verbs.grammar import Overrides, Verb, run_dir, settings
 
-TAKES = (
-    "eval.threshold",
-    "eval.max_images",
-    "eval.images_per_batch",
-    "data.decode_threads",
-    "data.prefetch_batches",
-    "data.max_pixels",
-    "data.max_rejected_share",
-    "teacher.precision",
-    "run.dir",
-)
 COUNTS = ("num_pairs", "num_positive", "num_negative")
 
 
@@ -39,7 +29,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.verbs.console import progress, table
 
     started = time.perf_counter()
-    config = settings("eval", overrides, TAKES)
+    config = settings("eval", overrides, EVAL_TAKES)
     shards = open_shards(options.shards)
     model = load(options.checkpoint, config.teacher.precision)
     loaded = time.perf_counter()
@@ -87,7 +77,7 @@ VERB = Verb(
     summary="measure any student or teacher on shards",
     details="CHECKPOINT is a run directory of train, tune or smoke, a checkpoint, a model directory, Meta's sam3.pt,\n"
     "a Hugging Face id, or `embedded`. Masks are compared at the resolution of the original images.\n"
-    f"Keys: {', '.join(TAKES[:5])},\n{', '.join(TAKES[5:])}.",
+    f"Keys: {', '.join(EVAL_TAKES[:5])},\n{', '.join(EVAL_TAKES[5:])}.",
     examples=(
         "sam3dist eval embedded shards/val",
         "sam3dist eval runs/train-small shards/val eval.threshold=0.4",
