@@ -27,7 +27,7 @@ from sam3dist.config.plain import read_yaml
 from sam3dist.config.search import SearchConfig
 from sam3dist.errors import ConfigError, Sam3DistError
 from sam3dist.models.size import model_size
-from sam3dist.models.teacher import load_teacher
+from sam3dist.models.teacher import teacher_config
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
@@ -56,7 +56,7 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
     run_dir = (run_dir or Path(base.run.dir or f"runs/tune-{search.name}")).resolve()
     _require_same_search(search, run_dir)
     base = located(base, run_dir)
-    teacher: Any = load_teacher(base.teacher.source, precision="fp32").net.config
+    teacher = teacher_config(base.teacher.source)
     refuse = Refusal(base, teacher, search.max_params_millions)
     require_some_shape(search, refuse)
     with session(base.run):
@@ -116,7 +116,9 @@ def _trial(base: DistillConfig, name: str, run_dir: Path) -> Callable[[dict[str,
         mistake = directory / MISTAKE
         if mistake.is_file():
             raise ConfigError(mistake.read_text(encoding="utf-8"))
-        config = with_overrides(base, {**suggestion[VALUES], "name": f"{name}-{suggestion[TRIAL]}"})
+        # One checkpoint each: with the optimizer's state it is three times the student, and there are many trials.
+        own = {"name": f"{name}-{suggestion[TRIAL]}", "checkpoint.keep": 1}
+        config = with_overrides(base, {**suggestion[VALUES], **own})
         try:
             report = fit(config, directory, callbacks=[TuneReportCallback()])
         except Sam3DistError as error:

@@ -12,7 +12,7 @@ from sam3dist.compare import choose, draw, some_pairs
 from sam3dist.data.shards import open_shards
 from sam3dist.engine.loggers import read_history
 from sam3dist.models.size import model_size
-from sam3dist.models.teacher import load_teacher
+from sam3dist.models.teacher import load_teacher, teacher_config
 from sam3dist.visualize import curves, pareto_plot
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def training_figures(run_dir: Path, config: DistillConfig, result: Mapping[str, 
     if not config.run.figures:
         return drawn
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_teacher(config.teacher.source, device, config.teacher.precision)
-    if device == "cpu" and model_size(teacher.net.config).params_millions > SLOW_MILLIONS:
+    if device == "cpu" and model_size(teacher_config(config.teacher.source)).params_millions > SLOW_MILLIONS:
         return drawn
     shards = open_shards(result["data"]["val"])
     picks = choose(some_pairs(shards, 4 * config.run.figures), config.run.figures)
+    teacher = load_teacher(config.teacher.source, device, config.teacher.precision)
     student = load_teacher(result["checkpoint"], device, "fp32")
     return drawn | draw(picks, student, teacher, shards, config.data, config.eval.threshold, folder)
 

@@ -154,6 +154,7 @@ class CheckpointConfig(Settings):
     every_steps: int = Field(200, ge=1)
     """A crash loses at most this many steps."""
     keep: int = Field(2, ge=1)
+    """Newest checkpoints that stay; a trial of a search keeps one."""
 
 
 class _Strategy(Settings):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, Sam3ImageProcessor, Sam3Model, Sam3Processor
+from transformers import PreTrainedConfig, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
 from transformers.utils import logging
 
 from sam3dist.errors import CheckpointError
@@ -40,23 +40,44 @@ def load_segmenter(directory: str | Path, device: str | torch.device = "cpu") ->
 
     Every weight must be there, in its shape, and none may be left over; else CheckpointError.
     """
+    return read_segmenter(str(network_root(directory))).to(device)
+
+
+def network_root(directory: str | Path) -> Path:
+    """Where the network's files are: here, or in the `student/` of a training checkpoint; else CheckpointError."""
     root = Path(directory)
     if (root / "student" / "config.json").is_file():
         root = root / "student"
     if not (root / "config.json").is_file():
         problem = "has no config.json" if root.is_dir() else "does not exist"
         raise CheckpointError(f"{root} {problem}; expected a directory with config.json and model.safetensors.")
-    return read_segmenter(str(root)).to(device)
+    return root
+
+
+def read_config(dir_or_id: str) -> Sam3Config:
+    """The configuration of `read_segmenter`'s network, without its weights."""
+    try:
+        with quiet_transformers():
+            content = PreTrainedConfig.get_config_dict(dir_or_id)[0]
+            require_sam3(dir_or_id, content.get("model_type"))
+            return Sam3Config(**(content.get("detector_config") or content))
+    except CheckpointError:
+        raise
+    except Exception as error:  # a foreign file can fail in any way
+        raise CheckpointError(f"{dir_or_id}: no readable configuration of SAM3 ({first_line(error)}).") from error
+
+
+def require_sam3(source: str, model_type: object) -> None:
+    """CheckpointError for another model. Meta publishes the detector inside its video model."""
+    if model_type not in ("sam3", "sam3_video"):
+        raise CheckpointError(f"{source} holds a {model_type!r} model; expected 'sam3'.")
 
 
 def read_segmenter(dir_or_id: str) -> Segmenter:
     """The float32 segmenter of a directory or a Hugging Face id, in eval mode, checked key by key."""
     try:
         with quiet_transformers():
-            model_type = PreTrainedConfig.get_config_dict(dir_or_id)[0].get("model_type")
-            # Meta publishes the detector inside its video model; Sam3Model takes its part of that file.
-            if model_type not in ("sam3", "sam3_video"):
-                raise CheckpointError(f"{dir_or_id} holds a {model_type!r} model; expected 'sam3'.")
+            require_sam3(dir_or_id, PreTrainedConfig.get_config_dict(dir_or_id)[0].get("model_type"))
             loaded: Any = Sam3Model.from_pretrained(
                 dir_or_id,
                 dtype=torch.float32,

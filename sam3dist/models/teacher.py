@@ -8,9 +8,17 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
+from transformers import Sam3Config
 
 from sam3dist.errors import CheckpointError, ConfigError
-from sam3dist.models.checkpoint import assemble, first_line, load_segmenter, read_segmenter
+from sam3dist.models.checkpoint import (
+    assemble,
+    first_line,
+    load_segmenter,
+    network_root,
+    read_config,
+    read_segmenter,
+)
 from sam3dist.models.meta_weights import read_meta_checkpoint
 from sam3dist.models.segmenter import Segmenter
 from sam3dist.models.text import clip_tokenizer
@@ -32,6 +40,14 @@ def load_teacher(source: str | Path, device: str | torch.device = "cpu", precisi
     if precision not in ("auto", "fp32", *DTYPES):
         raise ConfigError(f"teacher.precision={precision} is unknown; use auto, fp32, bf16 or fp16.")
     return in_precision(_read(source).to(device).requires_grad_(False).eval(), precision)
+
+
+def teacher_config(source: str | Path) -> Sam3Config:
+    """The configuration of `load_teacher`'s network, without reading its weights; of Meta's file, SAM3's own."""
+    path, local = _located(source)
+    if not local:
+        return read_config(_download(str(source), ["config.json"]))
+    return Sam3Config() if path.is_file() else read_config(str(network_root(path)))
 
 
 def in_precision(teacher: Segmenter, precision: str) -> Segmenter:
@@ -56,26 +72,34 @@ def computes_bf16_fast(device: torch.device) -> bool:
 
 
 def _read(source: str | Path) -> Segmenter:
-    if source == "embedded":
-        return load_segmenter(EMBEDDED)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return load_segmenter(path)
+    path, local = _located(source)
+    if not local:
+        return read_segmenter(_download(str(source), ["*.json", "*.safetensors", "merges.txt"]))
+    if path.is_file():
+        return assemble(read_meta_checkpoint(path), clip_tokenizer(), path)
+    return load_segmenter(path)
+
+
+def _located(source: str | Path) -> tuple[Path, bool]:
+    """The directory or Meta's file, and True; or False for a Hugging Face id. CheckpointError for anything else."""
+    path = EMBEDDED if source == "embedded" else Path(source).expanduser()
+    if source == "embedded" or path.is_dir():
+        return path, True
     if path.is_file():
         if path.suffix not in (".pt", ".pth"):
             raise CheckpointError(f"{path} is a file but not Meta's sam3.pt; give the directory that holds it.")
-        return assemble(read_meta_checkpoint(path), clip_tokenizer(), path)
+        return path, True
     if not isinstance(source, str) or not HUB_ID.fullmatch(source):
         raise CheckpointError(
             f"{source} does not exist; give a directory, Meta's sam3.pt, or an id like facebook/sam3."
         )
-    return read_segmenter(_download(source))
+    return path, False
 
 
-def _download(hub_id: str) -> str:
+def _download(hub_id: str, patterns: list[str]) -> str:
     """The local directory of a Hugging Face model, downloaded with progress unless it is there already."""
     try:
-        return snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "merges.txt"])
+        return snapshot_download(hub_id, allow_patterns=patterns)
     except GatedRepoError as error:
         raise CheckpointError(
             f"{hub_id} asks you to accept its licence; do so on its page, then run `hf auth login`."

@@ -7,14 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
+from transformers import Sam3Config
 
 from sam3dist.config.distill import StudentSpec
 from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.models import teacher as teacher_module
 from sam3dist.models.checkpoint import save_segmenter
 from sam3dist.models.segmenter import segment
+from sam3dist.models.size import model_size
 from sam3dist.models.student import build_student
-from sam3dist.models.teacher import in_precision, load_teacher
+from sam3dist.models.teacher import in_precision, load_teacher, teacher_config
 
 
 def test_a_directory_gives_a_frozen_teacher_in_eval_mode(tiny_teacher_dir, tiny_teacher, make_batch):
@@ -32,6 +34,31 @@ def test_a_teacher_in_half_precision_answers_nearly_the_same(tiny_teacher_dir, m
     ours, theirs = segment(rough, make_batch()), segment(exact, make_batch())
     assert_close(ours.boxes, theirs.boxes, rtol=0, atol=0.02)
     assert_close(ours.presence_logits, theirs.presence_logits, rtol=0, atol=0.05)
+
+
+def shape_of(config):
+    """All of a configuration but where it came from and in which precision weights are held."""
+    if not isinstance(config, dict):
+        return config
+    return {key: shape_of(value) for key, value in config.items() if key not in ("dtype", "_name_or_path")}
+
+
+def test_a_configuration_is_read_without_the_weights(tiny_teacher_dir, tmp_path):
+    expected = load_teacher(tiny_teacher_dir).net.config
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text((tiny_teacher_dir / "config.json").read_text())
+    assert shape_of(teacher_config(tmp_path).to_dict()) == shape_of(expected.to_dict())
+    assert model_size(teacher_config(tmp_path)) == model_size(expected)
+    (tmp_path / "sam3.pt").touch()  # its shape is known
+    assert teacher_config(tmp_path / "sam3.pt").to_dict() == Sam3Config().to_dict()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        teacher_config(str(tmp_path / "nowhere" / "else"))
+
+
+def test_the_configuration_of_the_video_model_is_that_of_its_detector(tiny_teacher_dir, tmp_path):
+    detector = json.loads((tiny_teacher_dir / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3_video", "detector_config": detector}))
+    assert teacher_config(tmp_path).to_dict() == teacher_config(tiny_teacher_dir).to_dict()
 
 
 def test_half_precision_leaves_rotary_positions_exact(tiny_teacher_dir):
