@@ -19,7 +19,8 @@ def work(words: Sequence[str]) -> Path:
     config = with_overrides(load_preset(preset), overrides)
     run_dir = job.lasting(config.run.dir or f"runs/train-{config.name}")
     result = run_training(config, run_dir)
-    report = {"verb": "train", "seconds": time.perf_counter() - started, **result}
+    status = "ok" if result["complete"] else "stopped"
+    report = {"verb": "train", "status": status, "seconds": time.perf_counter() - started, **result}
     write_report(run_dir, report)  # now, so that nothing is lost if drawing fails
     write_report(run_dir, {**report, **entries(run_dir, training_figures(run_dir, config, result))})
     print(job.numbers(result["metrics"]))

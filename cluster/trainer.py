@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,9 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
     return {
         "metrics": report["metrics"],
         **{key: report[key] for key in EXTRA_KEYS},
+        # A run that was told to stop goes on after its last evaluation, and its last checkpoint knows how far.
+        "step": json.loads((Path(result.checkpoint.path) / "state.json").read_text(encoding="utf-8"))["step"],
+        "measured_at": report["step"],
         "complete": report["step"] >= config.optim.steps,
         "checkpoint": result.checkpoint.path,
         "data": {"train": config.data.train, "val": config.data.val},

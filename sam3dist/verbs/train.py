@@ -29,7 +29,8 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path | int:
 
     leave_on_sigterm()
     result = run_training(config, directory)
-    report = {"verb": "train", "seconds": time.perf_counter() - started, **result}
+    status = "ok" if result["complete"] else "stopped"
+    report = {"verb": "train", "status": status, "seconds": time.perf_counter() - started, **result}
     write_report(directory, report)  # now, so that nothing is lost if drawing fails
     report = write_report(directory, {**report, **entries(directory, training_figures(directory, config, result))})
     before, after = report["before"], report["metrics"]
