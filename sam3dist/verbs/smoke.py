@@ -14,7 +14,8 @@ from sam3dist.verbs.grammar import Overrides, Verb
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
 
-SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "smoke.yaml"
+SPACE = Path(__file__).resolve().parents[1] / "config" / "spaces" / "smoke.yaml"
+"""Inside the package, so that it is installed; search_spaces/smoke.yaml is a link to it."""
 SCENES = {"train": 256, "val": 48}
 SCENE_SIDE = 160
 """Pixels; the embedded teacher sees 96 of them, and masks are compared at 160."""

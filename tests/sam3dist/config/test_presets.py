@@ -1,14 +1,17 @@
 """What the presets and spaces that ship ask for can be built, and is as large as they say."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from transformers import Sam3Config
 
+import sam3dist
 from sam3dist.config.load import PRESETS, ends, load_preset, load_search, with_overrides
 from sam3dist.models.size import ModelSize, model_size
 from sam3dist.models.student import student_config
+from sam3dist.verbs import smoke
 
 SPACES = Path(__file__).resolve().parents[3] / "search_spaces"
 
@@ -36,6 +39,14 @@ def test_every_end_of_a_space_can_be_built_from_sam3(space: str):
     for key, span in shapes.items():
         for value in ends(span):
             student_config(with_overrides(search.base(), {key: value}).student, Sam3Config())
+
+
+def test_the_smoke_verb_searches_the_space_people_read_from_inside_the_package():
+    """A wheel holds the package only, and of its YAML what pyproject.toml names."""
+    package = Path(sam3dist.__file__).resolve().parent
+    assert smoke.SPACE.resolve() == (SPACES / "smoke.yaml").resolve()
+    data = tomllib.loads((SPACES.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert smoke.SPACE in {path for pattern in data["sam3dist"] for path in package.glob(pattern)}
 
 
 def test_the_search_on_a_small_machine_needs_two_cpus():
