@@ -80,6 +80,7 @@ def evaluate_worker(given: dict[str, Any]) -> dict[str, Any]:
         world_size,
         max_images=config.eval.max_images,
         images_per_batch=config.eval.images_per_batch,
+        prompts_per_batch=config.eval.prompts_per_batch,
     )
     reduce = sum_over_ranks if world_size > 1 else None
     metrics = evaluate(model, batches, config.eval.threshold, device=device, all_reduce=reduce)

@@ -70,8 +70,16 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | N
     val = open_shards(_named(config.data.val))
 
     def measure(module: nn.Module) -> dict[str, float]:
-        limits = {"max_images": config.eval.max_images, "images_per_batch": config.eval.images_per_batch}
-        own = evaluation_batches(val, config.data, student.image_size, strategy.rank, strategy.world_size, **limits)
+        own = evaluation_batches(
+            val,
+            config.data,
+            student.image_size,
+            strategy.rank,
+            strategy.world_size,
+            max_images=config.eval.max_images,
+            images_per_batch=config.eval.images_per_batch,
+            prompts_per_batch=config.eval.prompts_per_batch,
+        )
         reduce = sum_over_ranks if strategy.world_size > 1 else None
         return evaluate(module, own, config.eval.threshold, device=device, all_reduce=reduce)
 

@@ -83,6 +83,7 @@ def compare(
             model.image_size,
             max_images=settings.max_images,
             images_per_batch=settings.images_per_batch,
+            prompts_per_batch=settings.prompts_per_batch,
         )
         done = None if progress is None else (lambda pairs, name=name: progress(name, pairs))
         found[name] = _measured(model, batches, settings.threshold, done)

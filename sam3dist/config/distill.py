@@ -148,6 +148,8 @@ class EvalConfig(Settings):
     max_images: int | None = Field(None, ge=1)
     """Evaluate on the first this many images while training; None takes all."""
     images_per_batch: int = Field(8, ge=1)
+    prompts_per_batch: int = Field(32, ge=1)
+    """Most phrases of a batch: their mask logits, not the images, fill the memory."""
 
 
 class CheckpointConfig(Settings):

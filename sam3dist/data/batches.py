@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sam3dist.config.distill import DataConfig
 
 MAX_PROMPTS = 32
-"""Most phrases of an evaluation batch: their mask logits, not the images, fill the memory then."""
+"""Phrases of an evaluation batch, at most, where `prompts_per_batch` is not given."""
 MIX_GROUPS = 4
 """Row groups whose rows are mixed in training."""
 
@@ -42,20 +42,23 @@ def batches(
     epoch: int,
     training: bool,
     images_per_batch: int | None = None,
+    prompts_per_batch: int = MAX_PROMPTS,
     rejects: Rejects | None = None,
 ) -> Generator[PromptBatch]:
     """The batches of one epoch, made by background threads; closing the iterator early stops them.
 
     Training: row groups are shuffled where they come as a sequence (a stream is taken as it comes), rows among a
     few neighbouring row groups, and `data.prompts_per_image` phrases are drawn per image; the last batch may be
-    smaller. Evaluation: all rows in order with all their phrases, at most 32 a batch; an image with more comes
-    again in the next batch.
+    smaller. Evaluation: all rows in order with all their phrases, at most `prompts_per_batch`; an image with more
+    comes again in the next batch.
     `images_per_batch` stands in for the one of `data`. Rows that cannot be used are counted in `rejects`; more
     than `data.max_rejected_share` of them raises DataError.
     """
     if training and isinstance(row_groups, Sequence):
         row_groups = _shuffled(row_groups, seed, epoch)
-    reader = _Reader(data, image_size, seed, epoch, training, images_per_batch or data.images_per_batch)
+    reader = _Reader(
+        data, image_size, seed, epoch, training, images_per_batch or data.images_per_batch, prompts_per_batch
+    )
     return run_ahead(reader.batches(row_groups, rejects), data.prefetch_batches)
 
 
@@ -137,10 +140,25 @@ def evaluation_batches(
     world_size: int = 1,
     max_images: int | None = None,
     images_per_batch: int | None = None,
+    prompts_per_batch: int = MAX_PROMPTS,
+    rejects: Rejects | None = None,
 ) -> Generator[PromptBatch]:
-    """One rank's share of the first `max_images` images with all their phrases; together, ranks see each once."""
+    """One rank's share of the first `max_images` images with all their phrases; together, ranks see each once.
+
+    Rows that cannot be used are counted in `rejects`.
+    """
     mine = split_row_groups(first_rows(shards.row_groups, max_images), rank, world_size)
-    return batches(mine, data, image_size, seed=0, epoch=0, training=False, images_per_batch=images_per_batch)
+    return batches(
+        mine,
+        data,
+        image_size,
+        seed=0,
+        epoch=0,
+        training=False,
+        images_per_batch=images_per_batch,
+        prompts_per_batch=prompts_per_batch,
+        rejects=rejects,
+    )
 
 
 def _length(groups: Sequence[RowGroup], data: DataConfig) -> int:
@@ -168,6 +186,7 @@ class _Reader:
     epoch: int
     training: bool
     images_per_batch: int
+    prompts_per_batch: int = MAX_PROMPTS
 
     def batches(
         self, row_groups: Iterable[RowGroup], rejects: Rejects | None = None, skip: int = 0
@@ -236,13 +255,14 @@ class _Reader:
                 yield usable
 
     def _by_prompts(self, samples: Iterator[Sample | None]) -> Iterator[list[Sample]]:
+        most = self.prompts_per_batch
         group: list[Sample] = []
         asked = 0
         for sample in samples:
-            for start in range(0, len(sample.asked) if sample else 0, MAX_PROMPTS):
+            for start in range(0, len(sample.asked) if sample else 0, most):
                 assert sample is not None
-                piece = replace(sample, asked=sample.asked[start : start + MAX_PROMPTS])
-                if group and (len(group) == self.images_per_batch or asked + len(piece.asked) > MAX_PROMPTS):
+                piece = replace(sample, asked=sample.asked[start : start + most])
+                if group and (len(group) == self.images_per_batch or asked + len(piece.asked) > most):
                     yield group
                     group, asked = [], 0
                 group.append(piece)

@@ -19,6 +19,7 @@ TAKES = (
     "eval.threshold",
     "eval.max_images",
     "eval.images_per_batch",
+    "eval.prompts_per_batch",
     "data.decode_threads",
     "data.prefetch_batches",
     "data.max_pixels",

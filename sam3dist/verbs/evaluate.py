@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.config.load import to_yaml
     from sam3dist.data.batches import evaluation_batches
+    from sam3dist.data.rejects import Rejects
     from sam3dist.data.shards import open_shards
     from sam3dist.evaluate import evaluate
     from sam3dist.models.size import model_size
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     started = time.perf_counter()
     config = settings("eval", overrides, EVAL_TAKES)
     shards = open_shards(options.shards)
+    rejects = Rejects()
     model = load(options.checkpoint, config.teacher.precision)
     loaded = time.perf_counter()
     batches = evaluation_batches(
@@ -39,6 +41,8 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
         model.image_size,
         max_images=config.eval.max_images,
         images_per_batch=config.eval.images_per_batch,
+        prompts_per_batch=config.eval.prompts_per_batch,
+        rejects=rejects,
     )
     total = None if config.eval.max_images else int(shards.manifest["phrases"])
     with progress("pairs") as update:
@@ -61,6 +65,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
         "shards": str(options.shards),
         "content_sha256": shards.content_hash,
         "metrics": metrics,
+        "rejected": dict(rejects.by_reason),
         **{name: metrics[name] for name in COUNTS},
         "params_millions": size.params_millions,
         "megabytes": size.megabytes,

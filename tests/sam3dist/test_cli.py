@@ -13,6 +13,7 @@ from sam3dist import cli
 from sam3dist.cli import VERBS, _persons_mistake, main
 from sam3dist.config.load import load_preset
 from sam3dist.data.samples.write import write_scenes
+from sam3dist.data.shards import open_shards
 from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.verbs.checkpoints import resolve
 from sam3dist.verbs.grammar import Verb, slug, split
@@ -225,6 +226,13 @@ def test_eval_reports_the_metrics(tiny_teacher_dir: Path, shards: Path, capsys: 
     assert report["num_pairs"] == json.loads((shards / "manifest.json").read_text())["phrases"]
     assert "miou_all" in out
     assert load_preset("here/config.yaml").eval.threshold == 0.2
+
+
+def test_eval_counts_the_rows_it_set_aside(tiny_teacher_dir: Path, shards: Path):
+    rows = len(list(open_shards(shards).row_groups[0].places))
+    words = ["data.max_pixels=9", "data.max_rejected_share=1", "eval.max_images=2", "run.dir=aside"]
+    assert main(["eval", str(tiny_teacher_dir), str(shards), *words]) == 0
+    assert report_in("aside")["rejected"] == {"too many pixels": min(rows, 2)}
 
 
 def test_compare_reports_both_and_draws_where_they_differ(tiny_teacher_dir: Path, shards: Path):

@@ -26,7 +26,7 @@ DATA = SimpleNamespace(
     negative_share=0.3,
     horizontal_flip=False,
 )
-SETTINGS = SimpleNamespace(threshold=0.2, max_images=None, images_per_batch=3)
+SETTINGS = SimpleNamespace(threshold=0.2, max_images=None, images_per_batch=3, prompts_per_batch=32)
 
 
 @pytest.fixture(scope="module")

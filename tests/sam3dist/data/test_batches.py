@@ -224,6 +224,9 @@ def test_many_phrases_are_spread_over_batches(coco: CocoFolder):
     ]
     assert len(asked) == len(set(asked)) == 160
     assert sum(int(batch.present.sum()) for batch in made) == 2
+    few = list(evaluation_batches(open_shards(coco.out), config(), SIDE, prompts_per_batch=7))
+    assert max(len(batch.prompts) for batch in few) == 7
+    assert sorted(questions(few)) == sorted(asked)
 
 
 # --- pixels
