@@ -28,6 +28,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 
+COARSEST = 2
+"""Of the neck's levels, the last that the network uses."""
+
 CELLS_PER_PATCH = 2
 """Cells along a side of a patch that are labelled apart."""
 
@@ -46,6 +49,13 @@ class LabelledScenes(IterableDataset):
             images = torch.stack([squash(scene, self.image_size) for scene in scenes])
             yield images, torch.stack([cell_labels(scene, self.cells) for scene in scenes])
             step += count
+
+
+def coarsest_map(segmenter: Segmenter, pictures: Tensor) -> Tensor:
+    """The level of the neck that meets the words, [B, C, g, g], without the finer ones, which cost more than it."""
+    vision, side = segmenter.net.vision_encoder, segmenter.grid
+    tokens = vision.backbone(segmenter.normalised(pictures)).last_hidden_state
+    return vision.neck.fpn_layers[COARSEST](tokens.transpose(1, 2).unflatten(2, (side, side)))
 
 
 def muon_and_adamw(modules: Sequence[nn.Module]) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -85,23 +95,19 @@ def cell_labels(scene: Scene, cells: int) -> Tensor:
 
 def pretrain_vision(segmenter: Segmenter, steps: int, images: int, learning_rate: float, first_step: int = 0) -> None:
     """Trains the vision transformer in place, with a head that is thrown away; prints its accuracy on things."""
-    backbone = segmenter.net.vision_encoder.backbone
+    vision = segmenter.net.vision_encoder
     cells = CELLS_PER_PATCH * segmenter.grid
     values = [1 + len(names) for names in ATTRIBUTES.values()]
-    head = nn.Sequential(
-        nn.LayerNorm(backbone.config.hidden_size),
-        nn.Linear(backbone.config.hidden_size, CELLS_PER_PATCH**2 * sum(values)),
-    )
-    optimizers = muon_and_adamw((backbone, head))
+    # On the map that meets the words, not on the transformer's tokens: what is there to read is there to be named.
+    head = nn.Conv2d(segmenter.feature_widths["vision"], CELLS_PER_PATCH**2 * sum(values), kernel_size=1)
+    optimizers = muon_and_adamw((vision, head))
     batches = DataLoader(
         LabelledScenes(images, segmenter.image_size, cells, first_step), batch_size=None, num_workers=1
     )
     started = time.monotonic()
-    backbone.train()
+    vision.train()
     for step, (pictures, labels) in zip(range(1, steps + 1), batches, strict=False):
-        tokens = head(backbone(pictures / 127.5 - 1).last_hidden_state)  # [B, patches, cells of a patch * values]
-        grid = tokens.transpose(1, 2).unflatten(2, (segmenter.grid, segmenter.grid))
-        logits = F.pixel_shuffle(grid, CELLS_PER_PATCH).split(values, dim=1)
+        logits = F.pixel_shuffle(head(coarsest_map(segmenter, pictures)), CELLS_PER_PATCH).split(values, dim=1)
         losses = [F.cross_entropy(logits[i], labels[:, i]) for i in range(len(values))]
         loss = torch.stack(losses).sum()
         loss.backward()

@@ -98,12 +98,12 @@ class Segmenter(nn.Module):
         count = len(prompts)
         assert count == image_of_prompt.shape[0] > 0
 
-        vision = net.vision_encoder(self._normalise(images))
+        vision = net.vision_encoder(self.normalised(images))
         # The model computes a fourth, coarser level and never uses it.
         maps = vision.fpn_hidden_states[:-1]
         prompt_maps = [level.index_select(0, image_of_prompt) for level in maps]
         positions = vision.fpn_position_encoding[-2][:1].expand(count, -1, -1, -1)  # the same for every image
-        text, text_mask = self._read(prompts)
+        text, text_mask = self.read(prompts)
 
         encoded = net.detr_encoder(
             vision_features=[prompt_maps[-1]],
@@ -149,14 +149,14 @@ class Segmenter(nn.Module):
             }
         return answer
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalised(self, images: Tensor) -> Tensor:
         """Float images in -1..1 (SAM3's mean and deviation are 0.5) at the network's resolution."""
         pixels = images.float()
         if images.shape[-2:] != (self.image_size, self.image_size):
             pixels = F.interpolate(pixels, size=(self.image_size,) * 2, mode="bilinear", antialias=True)
         return pixels / 127.5 - 1
 
-    def _read(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    def read(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """Text features [P, T, C] and their mask [P, T]; a phrase asked of several images is read once."""
         distinct = {phrase: index for index, phrase in enumerate(dict.fromkeys(prompts))}
         ids, mask = tokenize(self.tokenizer, list(distinct), self.max_tokens)
