@@ -15,6 +15,8 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from sam3dist.config.distill import DistillationConfig
 from sam3dist.data.samples.live import SceneBatches, scene_batch
+from sam3dist.data.samples.phrases import FORMS
 from sam3dist.data.samples.scenes import SPLITS
 from sam3dist.evaluate import evaluate
 from sam3dist.losses import distillation_loss
@@ -79,9 +82,8 @@ def join_words(segmenter: Segmenter, options: argparse.Namespace) -> None:
     fusion_head = nn.Conv2d(segmenter.feature_widths["encoder"], 1, kernel_size=1)
     learners = [net.vision_encoder, net.text_encoder, net.text_projection, net.detr_encoder, fusion_head]
     optimizers = muon_and_adamw(learners)
-    loader = DataLoader(SceneBatches(16, 8), batch_size=None, num_workers=1)
     started, total = time.monotonic(), 0.0
-    for step, batch in zip(range(1, options.word_steps + 1), loader, strict=False):
+    for step, batch in enumerate(_lessons(options.word_steps), start=1):
         loss = fusion_loss(fusion_head(_encoded(segmenter, batch)).squeeze(1), batch)
         loss.backward()
         update(optimizers, options.learning_rate * min(1.0, step / 50, 1.02 - step / options.word_steps))
@@ -89,6 +91,21 @@ def join_words(segmenter: Segmenter, options: argparse.Namespace) -> None:
         if step % 25 == 0:
             print(f"words step {step} {(time.monotonic() - started) / step:.2f} s/step fusion {total:.3f}", flush=True)
             total = 0.0
+
+
+def _lessons(steps: int) -> Iterator[PromptBatch]:
+    """Batches of 128 phrases: the words that are hardest to tie to pixels alone first, then all kinds of phrases.
+
+    Asked for all at once, the network ties colours, is right often enough, and never comes to shapes.
+    """
+    lessons: tuple[tuple[Mapping[tuple[str, ...], float], float], ...] = (
+        ({("shape",): 1.0}, 0.25),
+        ({("shape",): 1.0, ("texture", "shape"): 1.0, ("size", "shape"): 0.5, ("shape", "position"): 0.5}, 0.25),
+        (FORMS, 0.5),
+    )
+    for number, (forms, share) in enumerate(lessons):
+        scenes = SceneBatches(16, 8, first_step=number * steps, forms=forms)
+        yield from islice(DataLoader(scenes, batch_size=None, num_workers=1), round(share * steps))
 
 
 def _encoded(segmenter: Segmenter, batch: PromptBatch) -> Tensor:

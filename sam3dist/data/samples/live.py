@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sam3dist.data.masks import encode_mask
-from sam3dist.data.samples.phrases import Question, scene_questions
+from sam3dist.data.samples.phrases import FORMS, Question, scene_questions
 from sam3dist.data.samples.scenes import SPLITS, Scene, make_scene
 from sam3dist.types import PromptBatch
 
@@ -21,27 +21,32 @@ IMAGE_SIZE = 96
 class SceneBatches(IterableDataset):
     """Endless batches of fresh scenes; a step is a function of the seed and its number alone."""
 
-    def __init__(self, images: int, prompts: int, first_step: int = 0, image_size: int = IMAGE_SIZE) -> None:
-        self.images, self.prompts, self.first_step, self.image_size = images, prompts, first_step, image_size
+    def __init__(
+        self, images: int, prompts: int, first_step: int = 0, forms: Mapping[tuple[str, ...], float] = FORMS
+    ) -> None:
+        self.images, self.prompts, self.first_step, self.forms = images, prompts, first_step, forms
 
     def __iter__(self) -> Iterator[PromptBatch]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         step = self.first_step + number
         while True:
-            yield scene_batch([(SPLITS["teacher"], step, k) for k in range(self.images)], self.prompts, self.image_size)
+            yield scene_batch([(SPLITS["teacher"], step, k) for k in range(self.images)], self.prompts, self.forms)
             step += count
 
 
 def scene_batch(
-    seeds: list[tuple[int, ...]], prompts: int | None, image_size: int = IMAGE_SIZE, side: int = 192
+    seeds: list[tuple[int, ...]],
+    prompts: int | None,
+    forms: Mapping[tuple[str, ...], float] = FORMS,
+    side: int = 192,
 ) -> PromptBatch:
     """The scenes of these seeds with at most `prompts` phrases each, half of them naming nothing at most."""
     images, phrases, image_of_prompt, masks = [], [], [], []
     for index, seed in enumerate(seeds):
         scene = make_scene(seed, side)
-        questions = scene_questions(scene.things, np.random.default_rng((*seed, 1)))
-        images.append(squash(scene, image_size))
+        questions = scene_questions(scene.things, np.random.default_rng((*seed, 1)), asked_forms=forms)
+        images.append(squash(scene, IMAGE_SIZE))
         for question in _balanced(questions, prompts):
             phrases.append(question.phrase)
             image_of_prompt.append(index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +40,11 @@ class Question:
 
 
 def scene_questions(
-    things: Sequence[Thing], rng: np.random.Generator, positives: int = 8, negatives: int = 6
+    things: Sequence[Thing],
+    rng: np.random.Generator,
+    positives: int = 8,
+    negatives: int = 6,
+    asked_forms: Mapping[tuple[str, ...], float] = FORMS,
 ) -> list[Question]:
     """Up to `positives` phrases that name something and up to `negatives` that name nothing, no phrase twice.
 
@@ -50,7 +54,7 @@ def scene_questions(
     asked: dict[str, Question] = {}
     count = {True: 0, False: 0}
     limit = {True: positives, False: negatives}
-    forms, weights = list(FORMS), np.array(list(FORMS.values()))
+    forms, weights = list(asked_forms), np.array(list(asked_forms.values()))
     for _ in range(12 * (positives + negatives)):
         if all(count[kind] >= limit[kind] for kind in count):
             break
