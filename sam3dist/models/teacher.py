@@ -21,6 +21,7 @@ from sam3dist.models.checkpoint import (
 )
 from sam3dist.models.meta_weights import read_meta_checkpoint
 from sam3dist.models.segmenter import Segmenter
+from sam3dist.models.source import resolve
 from sam3dist.models.text import clip_tokenizer
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "samples" / "teacher"
@@ -82,7 +83,7 @@ def _read(source: str | Path) -> Segmenter:
 
 def _located(source: str | Path) -> tuple[Path, bool]:
     """The directory or Meta's file, and True; or False for a Hugging Face id. CheckpointError for anything else."""
-    path = EMBEDDED if source == "embedded" else Path(source).expanduser()
+    path = EMBEDDED if source == "embedded" else Path(resolve(str(source))).expanduser()
     if source == "embedded" or path.is_dir():
         return path, True
     if path.is_file():

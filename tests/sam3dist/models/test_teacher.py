@@ -26,6 +26,13 @@ def test_a_directory_gives_a_frozen_teacher_in_eval_mode(tiny_teacher_dir, tiny_
     assert torch.equal(segment(teacher, make_batch()).boxes, segment(tiny_teacher, make_batch()).boxes.detach())
 
 
+def test_a_run_directory_stands_for_the_student_it_trained(tmp_path, tiny_teacher_dir, make_batch):
+    (tmp_path / "report.json").write_text(json.dumps({"checkpoint": str(tiny_teacher_dir)}))
+    found, named = load_teacher(str(tmp_path)), load_teacher(tiny_teacher_dir)
+    assert torch.equal(segment(found, make_batch()).boxes, segment(named, make_batch()).boxes)
+    assert teacher_config(str(tmp_path)).to_dict() == teacher_config(tiny_teacher_dir).to_dict()
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_a_teacher_in_half_precision_answers_nearly_the_same(tiny_teacher_dir, make_batch, precision, dtype):
     exact, rough = load_teacher(tiny_teacher_dir), load_teacher(tiny_teacher_dir, precision=precision)
