@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sam3dist.models.source import resolve
-
 if TYPE_CHECKING:
     from sam3dist.models.segmenter import Segmenter
-
-__all__ = ["load", "resolve"]
 
 
 def load(source: str, precision: str = "fp32") -> Segmenter:
@@ -18,4 +14,4 @@ def load(source: str, precision: str = "fp32") -> Segmenter:
 
     from sam3dist.models.teacher import load_teacher
 
-    return load_teacher(resolve(source), "cuda" if torch.cuda.is_available() else "cpu", precision)
+    return load_teacher(source, "cuda" if torch.cuda.is_available() else "cpu", precision)

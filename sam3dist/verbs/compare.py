@@ -9,25 +9,14 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam3dist.config.words import EVAL_TAKES
 from sam3dist.verbs.grammar import Overrides, Verb, run_dir, settings
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
     from sam3dist.models.segmenter import Segmenter
 
-TAKES = (
-    "eval.threshold",
-    "eval.max_images",
-    "eval.images_per_batch",
-    "eval.prompts_per_batch",
-    "data.decode_threads",
-    "data.prefetch_batches",
-    "data.max_pixels",
-    "data.max_rejected_share",
-    "teacher.precision",
-    "run.dir",
-    "run.figures",
-)
+TAKES = (*EVAL_TAKES, "run.figures")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +29,9 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.config.load import to_yaml
     from sam3dist.data.shards import open_shards
     from sam3dist.figures import entries
+    from sam3dist.models.source import resolve
     from sam3dist.report import write_report
-    from sam3dist.verbs.checkpoints import load, resolve
+    from sam3dist.verbs.checkpoints import load
 
     started = time.perf_counter()
     config = settings("compare", overrides, TAKES)

@@ -25,8 +25,9 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.data.shards import open_shards
     from sam3dist.evaluate import evaluate
     from sam3dist.models.size import model_size
+    from sam3dist.models.source import resolve
     from sam3dist.report import write_report
-    from sam3dist.verbs.checkpoints import load, resolve
+    from sam3dist.verbs.checkpoints import load
     from sam3dist.verbs.console import progress, table
 
     started = time.perf_counter()

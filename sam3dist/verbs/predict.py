@@ -21,9 +21,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.config.load import to_yaml
+    from sam3dist.models.source import resolve
     from sam3dist.predict import coco_document, draw, predict, read_picture
     from sam3dist.report import write_report
-    from sam3dist.verbs.checkpoints import load, resolve
+    from sam3dist.verbs.checkpoints import load
     from sam3dist.verbs.console import table
 
     started = time.perf_counter()

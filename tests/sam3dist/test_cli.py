@@ -15,7 +15,7 @@ from sam3dist.config.load import load_preset
 from sam3dist.data.samples.write import write_scenes
 from sam3dist.data.shards import open_shards
 from sam3dist.errors import CheckpointError, ConfigError
-from sam3dist.verbs.checkpoints import resolve
+from sam3dist.models.source import resolve
 from sam3dist.verbs.grammar import Verb, slug, split
 
 NAMES = [verb.name for verb in VERBS]
