@@ -49,10 +49,10 @@ def make_scene(seed: int | tuple[int, ...], side: int = 256) -> Scene:
 
 
 def _place(rng: np.random.Generator, side: int) -> tuple[list[Thing], list[tuple[slice, slice, np.ndarray]]]:
-    """Two to five things, later ones on top, each visible enough; colours and shapes repeat often, as distractors."""
+    """Two to four things, later ones on top, each visible enough; colours and shapes repeat often, as distractors."""
     palette = rng.choice(list(COLOURS), size=3, replace=False)
     shapes = rng.choice(SHAPES, size=3, replace=False)
-    wanted = int(rng.integers(2, 6))
+    wanted = int(rng.integers(2, 5))
     things: list[Thing] = []
     coverages: list[tuple[slice, slice, np.ndarray]] = []
     for _ in range(wanted * 8):

@@ -18,7 +18,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 SHAPES = ("ball", "ring", "square", "triangle", "star", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 
-SIZES = {"small": (0.13, 0.15), "medium": (0.175, 0.20), "large": (0.23, 0.27)}
+SIZES = {"small": (0.15, 0.175), "medium": (0.21, 0.24), "large": (0.28, 0.31)}
 """Outer radius over the side of the image; the gaps keep every size word unambiguous."""
 
 POSITIONS = {
