@@ -102,36 +102,17 @@ class Segmenter(nn.Module):
         # The model computes a fourth, coarser level and never uses it.
         maps = vision.fpn_hidden_states[:-1]
         prompt_maps = [level.index_select(0, image_of_prompt) for level in maps]
-        positions = vision.fpn_position_encoding[-2][:1].expand(count, -1, -1, -1)  # the same for every image
         text, text_mask = self.read(prompts)
-
-        encoded = net.detr_encoder(
-            vision_features=[prompt_maps[-1]],
-            text_features=text,
-            vision_pos_embeds=[positions],
-            text_mask=text_mask,
-        )
-        decoded = net.detr_decoder(
-            vision_features=encoded.last_hidden_state,
-            text_features=text,
-            vision_pos_encoding=encoded.pos_embeds_flattened,
-            text_mask=text_mask,
-            spatial_shapes=encoded.spatial_shapes,
-        )
-        queries = decoded.intermediate_hidden_states  # [L, P, Q, C]
-        offsets = net.detr_decoder.box_head(queries)
-        boxes = box_cxcywh_to_xyxy((inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid())
-        logits = net.dot_product_scoring(decoder_hidden_states=queries, text_features=text, text_mask=text_mask)
+        encoded = self.join(prompt_maps[-1], vision.fpn_position_encoding[-2][:1], text, text_mask)
+        queries, found = self.find(encoded, text, text_mask)
         masks = net.mask_decoder(
-            decoder_queries=queries[-1],
+            decoder_queries=queries,
             backbone_features=prompt_maps,
             encoder_hidden_states=encoded.last_hidden_state,
             prompt_features=text,
             prompt_mask=text_mask,
         )
-
-        logits, boxes = logits.squeeze(-1).float(), boxes.float()
-        presence = decoded.presence_logits.squeeze(-1).float()  # [L, P]
+        logits, boxes, presence = found.query_logits, found.boxes, found.presence_logits
         answer = {
             "mask_logits": masks.pred_masks,
             "query_logits": logits[-1],
@@ -148,6 +129,35 @@ class Segmenter(nn.Module):
                 "auxiliary.presence_logits": presence[:-1],
             }
         return answer
+
+    def join(self, level: Tensor, place: Tensor, text: Tensor, text_mask: Tensor) -> Any:
+        """The DETR encoder's output for the coarsest map [P, C, g, g] of every prompt's image.
+
+        place: the position encoding of the map, [1, C, g, g], the same for every image.
+        """
+        return self.net.detr_encoder(
+            vision_features=[level],
+            text_features=text,
+            vision_pos_embeds=[place.expand(len(text), -1, -1, -1)],
+            text_mask=text_mask,
+        )
+
+    def find(self, encoded: Any, text: Tensor, text_mask: Tensor) -> tuple[Tensor, LayerOutputs]:
+        """The last layer's queries [P, Q, C], and what every decoder layer finds, stacked: [L, P, ...] float32."""
+        net = self.net
+        decoded = net.detr_decoder(
+            vision_features=encoded.last_hidden_state,
+            text_features=text,
+            vision_pos_encoding=encoded.pos_embeds_flattened,
+            text_mask=text_mask,
+            spatial_shapes=encoded.spatial_shapes,
+        )
+        queries = decoded.intermediate_hidden_states  # [L, P, Q, C]
+        offsets = net.detr_decoder.box_head(queries)
+        boxes = box_cxcywh_to_xyxy((inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid())
+        logits = net.dot_product_scoring(decoder_hidden_states=queries, text_features=text, text_mask=text_mask)
+        presence = decoded.presence_logits.squeeze(-1)
+        return queries[-1], LayerOutputs(logits.squeeze(-1).float(), boxes.float(), presence.float())
 
     def normalised(self, images: Tensor) -> Tensor:
         """Float images in -1..1 (SAM3's mean and deviation are 0.5) at the network's resolution."""
