@@ -2,10 +2,10 @@
 
     python -m sam3dist.scene_teacher OUT_DIR
 
-Three stages: the vision transformer learns what things look like (`scene_vision`), the DETR encoder learns to join
-that to words, then the whole network learns to find what phrases name, with SAM3's task loss. Every step sees scenes
-never seen before, so there is nothing to overfit; figures are of a fixed set of other scenes. The same OUT_DIR again
-goes on after an interruption.
+Four stages: the vision transformer learns what things look like (`scene_vision`), the DETR encoder learns to join
+that to words, the DETR decoder to box what phrases name, then the whole network to segment it, with SAM3's task loss.
+Every step sees scenes never seen before, so there is nothing to overfit; figures are of a fixed set of other scenes.
+The same OUT_DIR again goes on after an interruption: with the first stage not finished, or within the last.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sam3dist.config.distill import DistillationConfig
+from sam3dist.config.distill import DistillationConfig, TaskWeights
 from sam3dist.data.samples.live import SceneBatches, scene_batch
 from sam3dist.data.samples.phrases import FORMS
 from sam3dist.data.samples.scenes import SPLITS
@@ -36,9 +37,16 @@ from sam3dist.models.segmenter import Segmenter, segment
 from sam3dist.scene_vision import coarsest_map, muon_and_adamw, pretrain_vision, update
 from sam3dist.targets import make_targets
 from sam3dist.terms import dice_loss
-from sam3dist.types import PromptBatch
+from sam3dist.types import LayerOutputs, PromptBatch, SegOutputs
 
-LABELS_ONLY = DistillationConfig(beta=0, gamma=0)
+CLASS_WEIGHT = 100.0
+"""SAM3's 20 is for 200 queries, by which its class loss is divided; these are 16."""
+LABELS_ONLY = DistillationConfig(beta=0, gamma=0, task=TaskWeights(classification=CLASS_WEIGHT))
+BOXES_ONLY = DistillationConfig(
+    beta=0,
+    gamma=0,
+    task=TaskWeights(classification=CLASS_WEIGHT, mask=0, dice=0, semantic=0, semantic_dice=0),
+)
 WARMUP_STEPS = 100
 FUSION_WEIGHT = 20.0
 REPORT_EVERY = 50
@@ -50,7 +58,8 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=2000, help="of 20 scenes")
     parser.add_argument("--vision-learning-rate", type=float, default=2e-3)
     parser.add_argument("--word-steps", type=int, default=1500, help="of 128 phrases")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--box-steps", type=int, default=1500, help="of 128 phrases")
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--images", type=int, default=8, help="scenes a step")
     parser.add_argument("--prompts", type=int, default=5, help="phrases a scene")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
@@ -60,37 +69,75 @@ def main() -> None:
     options = parser.parse_args()
     options.out_dir.mkdir(parents=True, exist_ok=True)
     segmenter = reduced_sam3(options.seed)
-    seen = options.out_dir / "vision.pt"
-    if not seen.exists():
-        pretrain_vision(segmenter, options.vision_steps, 20, options.vision_learning_rate)
-        torch.save(segmenter.state_dict(), seen)
-    segmenter.load_state_dict(torch.load(seen, weights_only=True))
-    joined = options.out_dir / "words.pt"
-    if not joined.exists():
-        join_words(segmenter, options)
-        torch.save(segmenter.state_dict(), joined)
-    segmenter.load_state_dict(torch.load(joined, weights_only=True))
+    for name, stage in STAGES.items():
+        finished = options.out_dir / f"{name}.pt"
+        if not finished.exists():
+            stage(segmenter, options)
+            torch.save(segmenter.state_dict(), finished)
+        segmenter.load_state_dict(torch.load(finished, weights_only=True))
     train(segmenter, options)
+
+
+def see_things(segmenter: Segmenter, options: argparse.Namespace) -> None:
+    """The first stage."""
+    pretrain_vision(segmenter, options.vision_steps, 20, options.vision_learning_rate)
 
 
 def join_words(segmenter: Segmenter, options: argparse.Namespace) -> None:
     """The second stage: vision, text and DETR encoder alone, without the decoders that are most of a step's cost.
 
-    In the time of one step of the whole network this sees five times as many phrases.
+    In the time of one step of the whole network this sees three times as many phrases.
     """
     net = segmenter.net
     fusion_head = nn.Conv2d(segmenter.feature_widths["encoder"], 1, kernel_size=1)
     learners = [net.vision_encoder, net.text_encoder, net.text_projection, net.detr_encoder, fusion_head]
     optimizers = muon_and_adamw(learners)
-    started, total = time.monotonic(), 0.0
+    progress = Progress("words", options.word_steps)
     for step, batch in enumerate(_lessons(options.word_steps), start=1):
-        loss = fusion_loss(fusion_head(_encoded(segmenter, batch)).squeeze(1), batch)
+        encoded, _, _ = _encoded(segmenter, batch)
+        loss = fusion_loss(fusion_head(_as_map(segmenter, encoded)).squeeze(1), batch)
         loss.backward()
-        update(optimizers, options.learning_rate * min(1.0, step / 50, 1.02 - step / options.word_steps))
-        total += float(loss.detach()) / 25
-        if step % 25 == 0:
-            print(f"words step {step} {(time.monotonic() - started) / step:.2f} s/step fusion {total:.3f}", flush=True)
-            total = 0.0
+        update(optimizers, options.learning_rate * _ramps(step, options.word_steps))
+        progress.add(step, {"fusion": loss.detach()})
+
+
+def find_boxes(segmenter: Segmenter, options: argparse.Namespace) -> None:
+    """The third stage: all but the mask decoder, half the cost of a step, learns class, presence and boxes."""
+    fusion_head = nn.Conv2d(segmenter.feature_widths["encoder"], 1, kernel_size=1)
+    optimizers = muon_and_adamw([segmenter, fusion_head])
+    progress = Progress("boxes", options.box_steps)
+    scenes = SceneBatches(16, 8, first_step=3 * options.word_steps)
+    lessons = islice(DataLoader(scenes, batch_size=None, num_workers=1), options.box_steps)
+    for step, batch in enumerate(lessons, start=1):
+        encoded, text, mask = _encoded(segmenter, batch)
+        _, found = segmenter.find(encoded, text, mask)
+        loss = distillation_loss(_maskless(found, segmenter.grid), batch, None, BOXES_ONLY)
+        fused = fusion_loss(fusion_head(_as_map(segmenter, encoded)).squeeze(1), batch)
+        (loss.total + FUSION_WEIGHT * fused).backward()
+        nn.utils.clip_grad_norm_(segmenter.parameters(), 1.0)
+        update(optimizers, options.learning_rate * _ramps(step, options.box_steps))
+        progress.add(step, {"fusion": fused.detach(), **loss.parts})
+
+
+def _maskless(found: LayerOutputs, side: int) -> SegOutputs:
+    """What the decoder finds, with empty masks of side x side cells."""
+    layers = [
+        LayerOutputs(*layer) for layer in zip(found.query_logits, found.boxes, found.presence_logits, strict=True)
+    ]
+    prompts, queries = layers[-1].query_logits.shape
+    return SegOutputs(
+        mask_logits=torch.zeros(prompts, queries, side, side),
+        query_logits=layers[-1].query_logits,
+        boxes=layers[-1].boxes,
+        presence_logits=layers[-1].presence_logits,
+        semantic_logits=torch.zeros(prompts, side, side),
+        features={},
+        auxiliary=tuple(layers[:-1]),
+    )
+
+
+STAGES = {"vision": see_things, "words": join_words, "boxes": find_boxes}
+"""What comes before the whole network trains; each leaves NAME.pt in OUT_DIR."""
 
 
 def _lessons(steps: int) -> Iterator[PromptBatch]:
@@ -108,23 +155,21 @@ def _lessons(steps: int) -> Iterator[PromptBatch]:
         yield from islice(DataLoader(scenes, batch_size=None, num_workers=1), round(share * steps))
 
 
-def _encoded(segmenter: Segmenter, batch: PromptBatch) -> Tensor:
-    """The DETR encoder's map of every prompt, [P, C, g, g], from the coarsest level of the neck alone."""
-    side = segmenter.grid
+def _encoded(segmenter: Segmenter, batch: PromptBatch) -> tuple[Any, Tensor, Tensor]:
+    """The DETR encoder's output, text features and text mask of every prompt, from the neck's coarsest level alone."""
     level = coarsest_map(segmenter, batch.images)
     text, mask = segmenter.read(batch.prompts)
     place = segmenter.net.vision_encoder.neck.position_encoding(level.shape, level.device, level.dtype)[:1]
-    encoded = segmenter.net.detr_encoder(
-        vision_features=[level.index_select(0, batch.image_of_prompt)],
-        text_features=text,
-        vision_pos_embeds=[place.expand(len(text), -1, -1, -1)],
-        text_mask=mask,
-    )
-    return encoded.last_hidden_state.transpose(1, 2).unflatten(2, (side, side))
+    return segmenter.join(level.index_select(0, batch.image_of_prompt), place, text, mask), text, mask
+
+
+def _as_map(segmenter: Segmenter, encoded: Any) -> Tensor:
+    """The DETR encoder's output as a map [P, C, g, g]."""
+    return encoded.last_hidden_state.transpose(1, 2).unflatten(2, (segmenter.grid, segmenter.grid))
 
 
 def train(segmenter: Segmenter, options: argparse.Namespace) -> None:
-    """The third stage; leaves the teacher in OUT_DIR/teacher and its figures in OUT_DIR/history.jsonl."""
+    """The last stage; leaves the teacher in OUT_DIR/teacher and its figures in OUT_DIR/history.jsonl."""
     fusion_head = nn.Conv2d(segmenter.feature_widths["encoder"], 1, kernel_size=1)  # thrown away afterwards
     optimizers = muon_and_adamw([segmenter, fusion_head])
     resume, first_step = options.out_dir / "training.pt", 0
@@ -139,8 +184,7 @@ def train(segmenter: Segmenter, options: argparse.Namespace) -> None:
         scene_batch([(SPLITS["teacher-val"], start + k) for k in range(8)], None)
         for start in range(0, options.evaluation_scenes, 8)
     ]
-    started = time.monotonic()
-    sums: dict[str, float] = defaultdict(float)
+    progress = Progress("all", options.steps, first_step)
     for step, batch in zip(range(first_step + 1, options.steps + 1), batches, strict=False):
         segmenter.train()
         outputs = segment(segmenter, batch, auxiliary=True)
@@ -150,13 +194,7 @@ def train(segmenter: Segmenter, options: argparse.Namespace) -> None:
         norm = nn.utils.clip_grad_norm_(segmenter.parameters(), 1.0)
         assert torch.isfinite(norm), f"step {step}: gradient norm {norm}"
         update(optimizers, options.learning_rate * rate(step, options.steps))
-        for name, value in {"total": loss.total.detach(), "fusion": fused.detach(), **loss.parts}.items():
-            sums[name] += float(value) / REPORT_EVERY
-        if step % REPORT_EVERY == 0:
-            seconds = (time.monotonic() - started) / (step - first_step)
-            means = " ".join(f"{name.removeprefix('task/')} {value:.3f}" for name, value in sums.items())
-            print(f"step {step} {seconds:.2f} s/step {means}", flush=True)
-            sums.clear()
+        progress.add(step, {"fusion": fused.detach(), **loss.parts})
         if step % options.evaluate_every == 0 or step == options.steps:
             metrics = evaluate(segmenter, held_out, 0.5, device="cpu")
             print(f"step {step} unseen scenes {json.dumps(metrics)}", flush=True)
@@ -183,10 +221,33 @@ def fusion_loss(logits: Tensor, batch: PromptBatch) -> Tensor:
     return bce + dice_loss(logits, truth)[batch.present].mean()
 
 
+def _ramps(step: int, steps: int) -> float:
+    """Share of the peak learning rate: up within 50 steps, then straight down."""
+    return min(1.0, step / 50, 1.02 - step / steps)
+
+
 def rate(step: int, steps: int) -> float:
     """Share of the peak learning rate: linear warm-up, then half a cosine down to a hundredth."""
     done = min(1.0, max(0, step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS))
     return min(1.0, step / WARMUP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Progress:
+    """Prints the mean of every loss and the time of a step, every REPORT_EVERY steps of a stage."""
+
+    def __init__(self, stage: str, steps: int, first_step: int = 0) -> None:
+        self.stage, self.steps, self.first_step = stage, steps, first_step
+        self.started = time.monotonic()
+        self.sums: dict[str, float] = defaultdict(float)
+
+    def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name.removeprefix("task/")] += float(value) / REPORT_EVERY
+        if step % REPORT_EVERY == 0:
+            seconds = (time.monotonic() - self.started) / (step - self.first_step)
+            means = " ".join(f"{name} {value:.3f}" for name, value in self.sums.items())
+            print(f"{self.stage} {step}/{self.steps} {seconds:.2f} s/step {means}", flush=True)
+            self.sums.clear()
 
 
 if __name__ == "__main__":
