@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from sam3dist.errors import CheckpointError
 from sam3dist.strategies.precision import autocast, resolve_precision
 from sam3dist.strategies.processes import rank_and_size
+from sam3dist.strategies.update import clipped_update
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
@@ -40,7 +40,6 @@ class DdpStrategy:
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
         self.pupil = pupil.to(self.device)
         self.optimizer = make_optimizer(pupil)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.module = autocast(pupil, self.device, self.dtype)
         if self.world_size > 1:
             self.module = DistributedDataParallel(
@@ -66,14 +65,7 @@ class DdpStrategy:
             self.module.require_backward_grad_sync = self.added + 1 == self.accumulate  # what no_sync() sets
 
     def step(self, max_norm: float) -> float:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients)
-        # The one wait for the device in a step; the assignment of queries has waited before it anyway.
-        norm = total.item()
-        if isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, total)
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = clipped_update(self.optimizer, max_norm)
         self.added = 0
         self._expect_next()
         return norm

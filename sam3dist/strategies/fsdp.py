@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +21,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sam3dist.errors import CheckpointError
 from sam3dist.models.segmenter import SHARDABLE
 from sam3dist.strategies.precision import autocast, resolve_precision
 from sam3dist.strategies.processes import join_group, rank_and_size
+from sam3dist.strategies.update import clipped_update
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
@@ -72,7 +71,6 @@ class FsdpStrategy:
         self.root = fully_shard(pupil, mesh=mesh)
         self.pupil = pupil
         self.optimizer = make_optimizer(pupil)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._expect_next()
         return autocast(pupil, self.device, self.dtype), self.optimizer
 
@@ -86,14 +84,7 @@ class FsdpStrategy:
         self.root.set_requires_gradient_sync(self.added + 1 == self.accumulate)
 
     def step(self, max_norm: float) -> float:
-        total = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if isinstance(total, DTensor):
-            total = total.full_tensor()
-        norm = total.item()
-        if isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, total)
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = clipped_update(self.optimizer, max_norm)
         self.added = 0
         self._expect_next()
         return norm
