@@ -132,12 +132,13 @@ def make_sampler(search: SearchConfig) -> BaseSampler:
     """The sampler of a search, in its first trials random."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if search.startup_trials is None:
+            assert search.sampler == "random"
+            return RandomSampler(seed=search.seed)
         if search.sampler == "gp":
             return GPSampler(seed=search.seed, n_startup_trials=search.startup_trials)
         if search.sampler == "nsga2":
             return NSGAIISampler(seed=search.seed, population_size=max(2, search.startup_trials))
-        if search.sampler == "random":
-            return RandomSampler(seed=search.seed)
         # multivariate: knobs and shape depend on each other; constant_liar: trials run side by side.
         return TPESampler(
             seed=search.seed, n_startup_trials=search.startup_trials, multivariate=True, constant_liar=True

@@ -60,6 +60,8 @@ def with_search_overrides(search: SearchConfig, overrides: Mapping[str, Any]) ->
     own = SearchConfig.model_fields
     of_search = {key: value for key, value in overrides.items() if key.partition(".")[0] in own}
     of_trials = {key: value for key, value in overrides.items() if key not in of_search}
+    if of_search.get("sampler") == "random":
+        of_search = {"startup_trials": None, **of_search}  # what a file says of it is meant for the sampler it names
     for key in of_trials:
         if key.partition(".")[0] not in DistillConfig.model_fields:
             known = [*own, *(name for name, _ in keys.fields(DistillConfig, search.base().model_dump()))]

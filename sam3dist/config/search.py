@@ -51,14 +51,30 @@ class SearchConfig(Settings):
     trials: int = Field(16, ge=1)
     max_concurrent: int = Field(1, ge=1)
     sampler: Literal["tpe", "gp", "nsga2", "random"] = "tpe"
-    startup_trials: int = Field(8, ge=1)
-    """Random trials before a model-based sampler takes over."""
+    startup_trials: int | None = Field(None, ge=1)
+    """Random trials before the sampler's model takes over, by default 8; `random` has no model and takes no number."""
     seeds: tuple[dict[str, Any], ...] = ()
     """Configurations tried first, as dotted keys of `space`."""
     max_params_millions: float | None = Field(None, gt=0)
     """Hard limit: a larger student is refused before it trains."""
     asha: AshaConfig = AshaConfig()
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _startup_follows_from_the_sampler(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if given.get("sampler") == "random" or given.get("startup_trials") is not None:
+            return given
+        return {**given, "startup_trials": 8}
+
+    @model_validator(mode="after")
+    def _random_starts_nothing(self) -> SearchConfig:
+        if self.sampler == "random" and self.startup_trials is not None:
+            raise ValueError(
+                f"startup_trials={self.startup_trials}: has no effect with sampler=random, which is random to the end; "
+                "leave it out, or choose another sampler."
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> SearchConfig:

@@ -43,7 +43,8 @@ class Above:
 
 def make_search(**settings: Any) -> SearchConfig:
     space = {WIDTH: {"choice": (16, 32, 64, 128)}, "distillation.temperature": {"uniform": (1.0, 6.0)}}
-    return SearchConfig.model_validate({"space": space, "startup_trials": 2, **settings})
+    startup = {} if settings.get("sampler") == "random" else {"startup_trials": 2}
+    return SearchConfig.model_validate({"space": space, **startup, **settings})
 
 
 def joint(search: SearchConfig, folder: Path, limit: int = 1000) -> JointSearch:

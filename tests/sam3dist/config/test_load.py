@@ -7,6 +7,7 @@ import yaml
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import load_preset, load_search, presets, to_yaml, with_overrides, with_search_overrides
 from sam3dist.config.plain import plain
+from sam3dist.config.search import SearchConfig
 from sam3dist.errors import ConfigError
 
 SPACES = Path(__file__).resolve().parents[3] / "search_spaces"
@@ -104,6 +105,22 @@ def test_a_search_takes_keys_of_its_own_and_of_its_trials():
     assert (changed.trials, changed.asha.enabled) == (2, False)
     assert (changed.base().data.train, changed.base().optim.steps) == ("x", 7)
     assert changed.base().eval == search.base().eval
+
+
+def test_startup_trials_are_for_samplers_with_a_model(tmp_path: Path):
+    smoke = load_search(SPACES / "smoke.yaml")
+    assert smoke.startup_trials == 2
+    drawn = with_search_overrides(smoke, {"sampler": "random"})
+    assert drawn.startup_trials is None
+    assert SearchConfig.model_validate(yaml.safe_load(to_yaml(drawn))) == drawn
+    assert with_search_overrides(drawn, {"sampler": "gp"}).startup_trials == 8
+    told = r"startup_trials=4: has no effect with sampler=random.*leave it out"
+    with pytest.raises(ConfigError, match=rf"^{told}"):
+        with_search_overrides(smoke, {"sampler": "random", "startup_trials": "4"})
+    space = "preset: smoke\nspace: {distillation.temperature: {uniform: [1, 2]}}\n"
+    assert load_search(written(tmp_path, space)).startup_trials == 8
+    with pytest.raises(ConfigError, match=rf"mine.yaml: {told}"):
+        load_search(written(tmp_path, space + "sampler: random\nstartup_trials: 4"))
 
 
 def test_a_range_can_be_set_from_the_command_line():
