@@ -1,7 +1,8 @@
 """Row groups -> batches: read, decode in threads, ask some phrases, collate; a step or two ahead of the network.
 
 Which rows make a batch follows from (seed, epoch) and the row groups alone. A row that cannot be used leaves a
-gap in its batch and moves no other row, so that a run can resume in the middle of an epoch.
+gap in its batch and moves no other row, so that a run can resume in the middle of an epoch. Where none of a batch can
+be used, training sees the next one in its place, too: all workers count the same batches, whatever they set aside.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,7 @@ def follow(
     """
 
     def made() -> Iterator[PromptBatch]:
-        skip = skip_batches
+        skip, waiting = skip_batches, 0  # waiting: batches whose place the next one takes
         for epoch, groups in epochs:
             length = _length(groups, data)
             if skip >= length:
@@ -115,9 +116,11 @@ def follow(
                 continue
             reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch)
             empty = skip == 0
-            for batch in reader.batches(groups, skip=skip):
-                empty = False
-                yield batch
+            for samples in reader.places(groups, skip=skip):
+                waiting += 1
+                if samples:
+                    yield from repeat(collate(samples), waiting)
+                    empty, waiting = False, 0
             if empty:
                 raise DataError(f"data.train: not one row of a worker's share in epoch {epoch} can be used.")
             skip = 0
@@ -188,18 +191,20 @@ class _Reader:
     images_per_batch: int
     prompts_per_batch: int = MAX_PROMPTS
 
-    def batches(
+    def batches(self, row_groups: Iterable[RowGroup], rejects: Rejects | None) -> Iterator[PromptBatch]:
+        yield from (collate(samples) for samples in self.places(row_groups, rejects) if samples)
+
+    def places(
         self, row_groups: Iterable[RowGroup], rejects: Rejects | None = None, skip: int = 0
-    ) -> Iterator[PromptBatch]:
+    ) -> Iterator[list[Sample]]:
+        """The usable samples of each batch after the first `skip`; in training there may be none."""
         rejects = Rejects() if rejects is None else rejects
         ahead = 2 * self.data.decode_threads + self.images_per_batch
         rows = self._rows(row_groups, skip * self.images_per_batch)
         with closing(ordered_map(self._sample, rows, self.data.decode_threads, ahead)) as results:
             total = sum(len(group.places) for group in row_groups) if isinstance(row_groups, Sequence) else None
             samples = self._set_aside(results, rejects, total)
-            grouped = self._in_places(samples) if self.training else self._by_prompts(samples)
-            for group in grouped:
-                yield collate(group)
+            yield from self._in_places(samples) if self.training else self._by_prompts(samples)
 
     def _rows(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[Row | _SetAside]:
         """The rows in the order of this epoch, after the first `skip`."""
@@ -250,9 +255,7 @@ class _Reader:
 
     def _in_places(self, samples: Iterator[Sample | None]) -> Iterator[list[Sample]]:
         while places := list(islice(samples, self.images_per_batch)):
-            usable = [sample for sample in places if sample is not None]
-            if usable:
-                yield usable
+            yield [sample for sample in places if sample is not None]
 
     def _by_prompts(self, samples: Iterator[Sample | None]) -> Iterator[list[Sample]]:
         most = self.prompts_per_batch

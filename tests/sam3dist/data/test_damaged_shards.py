@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sam3dist.config.distill import DataConfig
-from sam3dist.data.batches import batches
+from sam3dist.data.batches import batches, endless
 from sam3dist.data.rejects import Rejects
 from sam3dist.data.rows import to_table
 from sam3dist.data.shards import Shards, open_shards, read_rows
@@ -96,6 +98,26 @@ def test_damaged_rows_leave_a_gap_and_move_no_other(coco: CocoFolder):
     assert rejects.by_reason == {"corrupt image": 1, "image size": 1, "rle counts": 1}
     left = [tuple(i for i in batch.image_ids if i not in (1, 2, 3)) for batch in whole]
     assert [batch.image_ids for batch in made] == [batch for batch in left if batch]
+
+
+def test_the_next_batch_stands_in_for_one_without_a_usable_row_so_a_run_resumes_exactly(coco: CocoFolder):
+    shards = damaged(coco)
+    data = config(images_per_batch=1, max_rejected_share=0.2)
+
+    def first_60(resumed_at: int = 0) -> list[int]:
+        epoch, batch = divmod(resumed_at, 20)
+        stream = endless(shards.row_groups, data, SIDE, seed=6, start_epoch=epoch, start_batch=batch)
+        with closing(stream):
+            return ids(list(islice(stream, 60 - resumed_at)))
+
+    whole = first_60()
+    path = Path(shards.row_groups[0].path)
+    path.write_bytes(path.read_bytes()[:-50])
+    bad = {1, 2, 3, 4}
+    assert {whole[39], whole[40]} < bad, "an epoch ends and the next begins with a gap"
+    expected = [next(image for image in whole[place:] if image not in bad) for place in range(50)]
+    for start in range(50):
+        assert first_60(start)[: 50 - start] == expected[start:]
 
 
 def test_images_above_the_pixel_limit_are_not_decoded(coco: CocoFolder):
