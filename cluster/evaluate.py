@@ -17,13 +17,14 @@ from cluster.session import session
 from cluster.trainer import scaling, threads
 from sam3dist.config.words import EVAL_TAKES, settings
 from sam3dist.data.batches import evaluation_batches
+from sam3dist.data.rejects import Rejects
 from sam3dist.data.shards import open_shards
 from sam3dist.evaluate import evaluate
 from sam3dist.models.size import model_size
 from sam3dist.models.source import resolve
 from sam3dist.models.teacher import load_teacher
 from sam3dist.report import write_report
-from sam3dist.strategies.processes import own_device, rank_and_size, sum_over_ranks
+from sam3dist.strategies.processes import counts_of_all_ranks, own_device, rank_and_size, sum_over_ranks
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
@@ -67,11 +68,12 @@ def run_evaluation(config: DistillConfig, checkpoint: str, shards: str, run_dir:
 
 
 def evaluate_worker(given: dict[str, Any]) -> dict[str, Any]:
-    """One worker's part; the metrics are those of all."""
+    """One worker's part; metrics and counts are those of all."""
     config: DistillConfig = given["config"]
     device = own_device(config.strategy)
     model = load_teacher(given["checkpoint"], device, config.teacher.precision)
     rank, world_size = rank_and_size()
+    rejects = Rejects()
     batches = evaluation_batches(
         open_shards(given["shards"]),
         config.data,
@@ -81,12 +83,14 @@ def evaluate_worker(given: dict[str, Any]) -> dict[str, Any]:
         max_images=config.eval.max_images,
         images_per_batch=config.eval.images_per_batch,
         prompts_per_batch=config.eval.prompts_per_batch,
+        rejects=rejects,
     )
     reduce = sum_over_ranks if world_size > 1 else None
     metrics = evaluate(model, batches, config.eval.threshold, device=device, all_reduce=reduce)
     size = model_size(model.net.config)
     return {
         "metrics": metrics,
+        "rejected": counts_of_all_ranks(rejects.by_reason),
         **{name: metrics[name] for name in COUNTS},
         "params_millions": size.params_millions,
         "megabytes": size.megabytes,

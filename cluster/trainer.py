@@ -43,6 +43,8 @@ EXTRA_KEYS = ("before", "params_millions", "megabytes", "score", "step", "sample
 def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str, Any]:
     """What report.json says of a training run: metrics, before, params_millions, megabytes, checkpoint, ...
 
+    Its "rejected" counts the rows set aside while training, by reason; a bad row counts once in each epoch.
+
     Everything is written below `run_dir` (by default `run.dir`, else runs/train-NAME), which the workers must see
     under the same path. The same directory again resumes at its last checkpoint, or, if the run was complete, gives
     its result again. Connects to a cluster (`session`) unless the process is connected.
@@ -100,11 +102,13 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
     report = result.return_value
     assert report is not None
     assert result.checkpoint is not None
+    state = json.loads((Path(result.checkpoint.path) / "state.json").read_text(encoding="utf-8"))
     return {
         "metrics": report["metrics"],
         **{key: report[key] for key in EXTRA_KEYS},
         # A run that was told to stop goes on after its last evaluation, and its last checkpoint knows how far.
-        "step": json.loads((Path(result.checkpoint.path) / "state.json").read_text(encoding="utf-8"))["step"],
+        "step": state["step"],
+        "rejected": state.get("rejected", {}),  # runs that ended before this was counted lack it
         "measured_at": report["step"],
         "complete": report["step"] >= config.optim.steps,
         "checkpoint": result.checkpoint.path,

@@ -51,6 +51,12 @@ TITLES = {
     "predict": "Prediction",
 }
 
+REJECTED = {
+    "prepare": "Each is named in rejected.jsonl.",
+    "train": "A row that cannot be used counts once in each epoch.",
+}
+"""What a verb says below the table of what it set aside."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -144,7 +150,7 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         yield Table("Size in MB", list(report["megabytes"]), [[shown(mb) for mb in report["megabytes"].values()]])
     if report.get("rejected"):
         rows = [[reason, shown(count)] for reason, count in report["rejected"].items()]
-        yield Table("Set aside", ["because of", "records"], rows, note="Each is named in rejected.jsonl.")
+        yield Table("Set aside", ["because of", "records"], rows, note=REJECTED.get(report["verb"], ""))
     if "found" in report:
         rows = [
             [phrase["phrase"], shown(phrase["instances"]), ", ".join(f"{score:.2f}" for score in phrase["scores"])]

@@ -6,6 +6,7 @@ h, w mask cells. A prompt is one phrase asked of one image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -42,6 +43,8 @@ class PromptBatch:
     masks: tuple[tuple[Rle, ...], ...]  # P times N_p instances; empty for a negative
     ignore: tuple[Rle | None, ...]  # P crowd regions: pixels that count neither for nor against
     exhaustive: Tensor  # [P] bool; False: there may be more instances than the masks show
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """In training, how many rows are missing because they could not be used, by reason."""
 
     def __post_init__(self) -> None:
         count = len(self.prompts)

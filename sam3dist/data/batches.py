@@ -7,10 +7,11 @@ be used, training sees the next one in its place, too: all workers count the sam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import count, islice, repeat
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,11 +105,13 @@ def follow(
 ) -> Generator[PromptBatch]:
     """Training batches of one rank from pairs of an epoch and its row groups in order, after the first `skip_batches`.
 
-    The skipped ones are not read. DataError where a share has rows but not one that can be used.
+    The skipped ones are not read. Each says how many of its rows were `rejected`. DataError where a share has rows
+    but not one that can be used.
     """
 
     def made() -> Iterator[PromptBatch]:
-        skip, waiting = skip_batches, 0  # waiting: batches whose place the next one takes
+        skip = skip_batches
+        waiting: list[Counter[str]] = []  # what is missing from the batches whose places the next one takes
         for epoch, groups in epochs:
             length = _length(groups, data)
             if skip >= length:
@@ -116,11 +119,14 @@ def follow(
                 continue
             reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch)
             empty = skip == 0
-            for samples in reader.places(groups, skip=skip):
-                waiting += 1
+            rejects, known = Rejects(), Counter[str]()
+            for samples in reader.places(groups, rejects, skip):
+                waiting.append(rejects.by_reason - known)
+                known = rejects.by_reason.copy()
                 if samples:
-                    yield from repeat(collate(samples), waiting)
-                    empty, waiting = False, 0
+                    batch = collate(samples)
+                    yield from (replace(batch, rejected=missing) for missing in waiting)
+                    empty, waiting = False, []
             if empty:
                 raise DataError(f"data.train: not one row of a worker's share in epoch {epoch} can be used.")
             skip = 0
@@ -194,9 +200,7 @@ class _Reader:
     def batches(self, row_groups: Iterable[RowGroup], rejects: Rejects | None) -> Iterator[PromptBatch]:
         yield from (collate(samples) for samples in self.places(row_groups, rejects) if samples)
 
-    def places(
-        self, row_groups: Iterable[RowGroup], rejects: Rejects | None = None, skip: int = 0
-    ) -> Iterator[list[Sample]]:
+    def places(self, row_groups: Iterable[RowGroup], rejects: Rejects | None, skip: int = 0) -> Iterator[list[Sample]]:
         """The usable samples of each batch after the first `skip`; in training there may be none."""
         rejects = Rejects() if rejects is None else rejects
         ahead = 2 * self.data.decode_threads + self.images_per_batch

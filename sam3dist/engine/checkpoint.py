@@ -77,6 +77,7 @@ class TrainingState:
     step: int = 0  # updates done
     batches: int = 0  # drawn on each rank
     images: int = 0  # trained on by all ranks together
+    rejected: dict[str, int] = field(default_factory=dict)  # rows that all ranks set aside, each time, by reason
     epoch: float | None = None  # passes over the training images, where their number is known
     before: dict[str, float] = field(default_factory=dict)  # metrics of the untrained student
     report: Report | None = None  # the last evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -32,7 +33,7 @@ from sam3dist.losses import distillation_loss
 from sam3dist.models.segmenter import segment
 from sam3dist.models.size import model_size
 from sam3dist.objective import score
-from sam3dist.strategies.processes import any_rank
+from sam3dist.strategies.processes import any_rank, counts_of_all_ranks
 from sam3dist.types import LossTerms, PromptBatch, Report
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class _Run:
     ) -> None:
         self.clock = Clock()
         self.curves = Curves()
+        self.rejected = Counter[str]()  # rows missing from this rank's batches since the last checkpoint
         self.config, self.pupil, self.teacher, self.strategy, self.batches = config, pupil, teacher, strategy, batches
         self.loggers = loggers if strategy.rank == 0 else ()
         self.epoch_images = epoch_images
@@ -169,6 +171,7 @@ class _Run:
                 terms, finite = self.terms(batch)
                 strategy.backward(poisoned_unless(finite, terms.total))
                 self.curves.add(terms)
+                self.rejected.update(batch.rejected)
             self.norm = strategy.step(config.optim.clip_grad_norm)
             if not isfinite(self.norm):
                 raise non_finite(number, self.pupil, drawn, self.terms, strategy.backward)
@@ -220,6 +223,8 @@ class _Run:
 
     def save(self, directory: Path) -> Path | None:
         """This rank's directory of a new checkpoint, or None where other ranks write it."""
+        rejected = Counter(self.state.rejected) + Counter(counts_of_all_ranks(self.rejected))
+        self.state, self.rejected = replace(self.state, rejected=dict(rejected)), Counter()
         written = write_checkpoint(
             directory,
             replace(self.state, report=self.report()),

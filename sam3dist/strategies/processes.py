@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -55,6 +57,16 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+def counts_of_all_ranks(counts: Mapping[str, int]) -> dict[str, int]:
+    """The sums of these counts over all ranks, which may know different names. All ranks call it together."""
+    world_size = rank_and_size()[1]
+    if world_size == 1:
+        return dict(counts)
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, dict(counts))
+    return dict(sum(map(Counter, gathered), Counter()))
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -62,6 +62,7 @@ def test_two_workers_train_a_student_that_one_worker_measures_alike(
     assert result["metrics"]["num_pairs"] == result["before"]["num_pairs"] > 0
     assert result["megabytes"]["fp32"] == pytest.approx(4 * result["params_millions"])
     assert 0 < result["goodput"] < 1
+    assert result["rejected"] == {}
     state = read_state(Path(result["checkpoint"]))
     assert (state.step, state.batches, state.images, state.world_size) == (4, 4, 16, 2)
     steps = [line["step"] for line in read_history(tmp_path / "history.jsonl") if line["kind"] == "train"]
@@ -71,6 +72,10 @@ def test_two_workers_train_a_student_that_one_worker_measures_alike(
     found = run_evaluation(tiny_run, result["checkpoint"], str(tiny_run.data.val), tmp_path / "evaluation")
     assert found["metrics"] == pytest.approx(result["metrics"], nan_ok=True)
     assert found["params_millions"] == result["params_millions"]
+    none_usable = {"data.max_pixels": 9, "data.max_rejected_share": 1, "strategy.num_workers": 2}
+    config = with_overrides(tiny_run, none_usable)
+    found = run_evaluation(config, result["checkpoint"], str(tiny_run.data.val), tmp_path / "none")
+    assert found["rejected"] == {"too many pixels": 6}, "of both workers"
 
     # Another shape in the same directory: told at once, by name, and not tried again.
     with pytest.raises(CheckpointError, match=r"checkpoint_.*other shapes"):

@@ -39,6 +39,7 @@ REPORTS = {
         "checkpoint": "c",
         "samples_per_second": 12.5,
         "goodput": 0.9,
+        "rejected": {"corrupt image": 3},
     },
     "eval": {"metrics": METRICS, "num_pairs": 1234, "params_millions": 1.5, "megabytes": {"fp16": 3.0}},
     "compare": {"student": METRICS, "teacher": METRICS, "student_over_teacher": 0.875},
@@ -117,6 +118,13 @@ def test_the_page_shows_numbers_before_and_after(tmp_path: Path):
     row = re.search(r"<tr><td>mIoU, all pairs</td><td>([^<]*)</td><td>([^<]*)</td></tr>", page)
     assert row is not None
     assert row.groups() == ("0.1", "0.6123")
+
+
+def test_the_page_shows_what_was_set_aside_and_where_to_look(tmp_path: Path):
+    trained, prepared = written(tmp_path, "train")[1], written(tmp_path, "prepare")[1]
+    assert "<td>corrupt image</td><td>3</td>" in trained
+    assert "<td>bad</td><td>2</td>" in prepared
+    assert ("rejected.jsonl" in trained, "rejected.jsonl" in prepared) == (False, True)
 
 
 def test_the_page_shows_what_the_student_keeps(tmp_path: Path):

@@ -104,20 +104,23 @@ def test_the_next_batch_stands_in_for_one_without_a_usable_row_so_a_run_resumes_
     shards = damaged(coco)
     data = config(images_per_batch=1, max_rejected_share=0.2)
 
-    def first_60(resumed_at: int = 0) -> list[int]:
-        epoch, batch = divmod(resumed_at, 20)
+    def made(start: int, end: int) -> list[PromptBatch]:
+        epoch, batch = divmod(start, 20)
         stream = endless(shards.row_groups, data, SIDE, seed=6, start_epoch=epoch, start_batch=batch)
         with closing(stream):
-            return ids(list(islice(stream, 60 - resumed_at)))
+            return list(islice(stream, end - start))
 
-    whole = first_60()
+    whole = ids(made(0, 60))
     path = Path(shards.row_groups[0].path)
     path.write_bytes(path.read_bytes()[:-50])
     bad = {1, 2, 3, 4}
     assert {whole[39], whole[40]} < bad, "an epoch ends and the next begins with a gap"
     expected = [next(image for image in whole[place:] if image not in bad) for place in range(50)]
+    missing = [{"corrupt shard": 1} if image in bad else {} for image in whole[:50]]
     for start in range(50):
-        assert first_60(start)[: 50 - start] == expected[start:]
+        resumed = made(start, 50)
+        assert ids(resumed) == expected[start:]
+        assert [batch.rejected for batch in resumed] == missing[start:]
 
 
 def test_images_above_the_pixel_limit_are_not_decoded(coco: CocoFolder):

@@ -2,8 +2,8 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import count
+from dataclasses import asdict, replace
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -145,6 +145,21 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_teacher: Segmenter, tmp_path
         for x in "ab"
     )
     assert whole == pieces
+
+
+def test_rows_set_aside_are_counted_once_though_batches_are_read_again(tiny_teacher: Segmenter, tmp_path: Path):
+    def with_gaps(start: int = 0) -> Iterator[PromptBatch]:
+        reasons = [{"corrupt image": 1}, {}, {"corrupt image": 1, "image size": 2}, {"corrupt shard": 4}]
+        for number, batch in enumerate(islice(stream(start), 4 - start), start):
+            yield replace(batch, rejected=reasons[number])
+
+    config = settings(optim={"steps": 4})
+    run(config, tiny_teacher, tmp_path, batches=with_gaps(), told_to_stop=after(3))
+    checkpoint = tmp_path / "step-00000003"
+    assert read_state(checkpoint).rejected == {"corrupt image": 2, "image size": 2}
+    run(config, tiny_teacher, tmp_path, batches=with_gaps(3), resume=checkpoint)
+    counted = {"corrupt image": 2, "image size": 2, "corrupt shard": 4}
+    assert read_state(tmp_path / "step-00000004").rejected == counted
 
 
 def test_resuming_a_finished_run_trains_no_more(tiny_teacher: Segmenter, tmp_path: Path):

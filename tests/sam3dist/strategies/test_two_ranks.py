@@ -157,6 +157,11 @@ def test_a_rank_without_instances_holds_nobody_up(case):
     assert [result["uneven"] for result in results] == [STEPS, STEPS]
 
 
+def test_counts_are_added_up_though_each_rank_has_names_of_its_own(case):
+    _, results, _ = case
+    assert [result["counts"] for result in results] == [{"both": 3, "only 0": 5, "only 1": 5}] * 2
+
+
 def test_weights_that_no_loss_reaches_hold_nobody_up(case):
     _, results, _ = case
     assert [result["features_alone"] for result in results] == [STEPS, STEPS]
