@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -21,7 +22,7 @@ from cluster.halving import RememberingAsha
 from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
 from cluster.session import session
-from cluster.trainer import fit, located
+from cluster.trainer import CHECKPOINTS, fit, located
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.config.plain import read_yaml
 from sam3dist.config.search import SearchConfig
@@ -47,8 +48,9 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
 
     The states: "done", "stopped" (by ASHA), "failed", and "refused" (such a student cannot be built or is above
     `max_params_millions`; it takes no trial's place). The front holds done trials only. The same directory again
-    goes on after a crash: finished trials are kept, the others resume at their last checkpoint. Connects to a
-    cluster (`session`) unless the process is connected. By default it writes to `run.dir`, else runs/tune-NAME.
+    goes on after a crash: finished trials are kept, the others resume at their last checkpoint. In the end every
+    trial has its student, and those on the front also what training on would need. Connects to a cluster (`session`)
+    unless the process is connected. By default it writes to `run.dir`, else runs/tune-NAME.
 
     Raises ResourceError and ConfigError before anything trains, and the first trial's error if no trial was done.
     """
@@ -70,7 +72,9 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
             said = "if no other job has taken them, restart the cluster"
             print(f"sam3dist: the trials are over, but {lost}; {said}.", file=sys.stderr, flush=True)
     refused = refused_trials(run_dir / JOURNAL, search.name)
-    return summary(results, refused, base, model_size(teacher).params_millions)
+    found = summary(results, refused, base, model_size(teacher).params_millions)
+    drop_training_state(run_dir, {point["trial"] for point in found["front"]})
+    return found
 
 
 def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Refusal) -> tune.Tuner:
@@ -129,6 +133,18 @@ def _trial(base: DistillConfig, name: str, run_dir: Path) -> Callable[[dict[str,
         tune.report({**metrics, **report, CHECKPOINT_PATH_KEY: checkpoint})
 
     return trial
+
+
+def drop_training_state(run_dir: Path, front: Container[str]) -> None:
+    """Delete what only training on would need, most of a checkpoint, of trials that are over and not on the front.
+
+    Over are those that Tune wrote down as terminated. It takes up no such trial again, but does one that failed, and
+    one that was under way when somebody interrupted the search, which `fit` gives back as terminated, too.
+    """
+    for trial in tune.ExperimentAnalysis(str(run_dir / TUNE)).trials:
+        if trial.status == Trial.TERMINATED and trial.config[TRIAL] not in front:
+            for state in (run_dir / TRIALS / trial.config[TRIAL]).glob(f"{CHECKPOINTS}/*/training"):
+                shutil.rmtree(state, ignore_errors=True)
 
 
 def _scheduler(search: SearchConfig, steps: int, memory: Path) -> TrialScheduler:

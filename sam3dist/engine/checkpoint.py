@@ -146,8 +146,8 @@ def read_state(directory: Path) -> TrainingState:
     """What state.json says. CheckpointError where the directory holds no training checkpoint."""
     if not (directory / "state.json").is_file() or not (directory / "training").is_dir():
         raise CheckpointError(
-            f"{directory}: no training checkpoint; expected state.json and training/ in it. "
-            "To start from a student alone, name it as the teacher of a new run."
+            f"{directory}: no training checkpoint; expected state.json and training/ in it, which a search "
+            "keeps for its front only. To start from a student alone, name it as the teacher of a new run."
         )
     content = _read_json(directory / "state.json")
     try:

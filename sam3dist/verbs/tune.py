@@ -69,6 +69,7 @@ VERB = Verb(
     summary="search loss knobs and student shapes together for the Pareto front of quality and size",
     details="A key of the search itself (trials, sampler, max_concurrent, asha.enabled, space.KEY) changes it;\n"
     "any other key is set on every trial. The same command again goes on where it stopped.\n"
+    "In the end every trial keeps its student, and those on the front also what training on would need.\n"
     "Watch it: optuna-dashboard on the journal in the run directory, tensorboard on the run directory.",
     examples=(
         "sam3dist tune search_spaces/quick.yaml data.train=shards/train data.val=shards/val",

@@ -13,15 +13,19 @@ from typing import Any
 
 import pytest
 import yaml
+from ray import tune
+from ray.train._internal.storage import StorageContext
+from ray.tune.experiment import Trial
 
 from cluster.preflight import free_cpus, held_placement_groups
+from cluster.search import drop_training_state
+from cluster.searcher import TRIAL
 from cluster.submit import submit
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.size import model_size
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH = "student.vision_width"
-pytestmark = pytest.mark.slow
 
 
 def write_space(folder: Path, settings: dict[str, Any]) -> Path:
@@ -68,6 +72,7 @@ def kill_when(log: Path, line: str, saved: Path, trial: str, words: list[str], a
     driver.wait(30)
 
 
+@pytest.mark.slow
 def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     running_cluster: Any, joined: object, tiny_settings: dict[str, Any], tmp_path: Path
 ):
@@ -111,6 +116,14 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     assert "trial 002  stopped" in log
     assert log.count("trial 004  step 4/4") == 1
 
+    kept = {part: {path.parts[-4] for path in run_dir.glob(f"trials/*/*/*/{part}")} for part in ("student", "training")}
+    assert kept == {"student": {"001", "002", "004"}, "training": {"004"}}
+    assert submit(["tune", str(space)], running_cluster.dashboard, working_dir=REPOSITORY, out=io.StringIO()) == 0
+    again = json.loads((run_dir / "report.json").read_text())
+    for key in ("trials", "front", "best", "hypervolume"):
+        assert again[key] == report[key]
+    assert finished.stat().st_mtime_ns == untouched
+
     # Another question in the same directory would mix two answers. Asked by Ray's own command, whose code is 0 or 1.
     job = ["python", "-m", "cluster.tune", str(space), "trials=4"]
     other = subprocess.run(
@@ -123,3 +136,25 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     )
     assert other.returncode == 1, other.stdout
     assert "holds another search" in other.stdout
+
+
+def test_only_trials_that_are_over_and_off_the_front_lose_their_training_state(tmp_path: Path):
+    statuses = {"000": "TERMINATED", "001": "TERMINATED", "002": "ERROR", "003": "RUNNING", "004": "PENDING"}
+    saved, storage = [], StorageContext(str(tmp_path), "tune")
+    for name, status in statuses.items():
+        trial = Trial("trial", config={TRIAL: name}, stub=True, storage=storage)
+        trial.placement_group_factory = tune.PlacementGroupFactory([{"CPU": 1}])
+        trial.set_status(status)
+        saved.append(trial.get_json_state())
+        for part in ("student", "training"):
+            folder = tmp_path / "trials" / name / "checkpoints" / "checkpoint_2026" / part
+            folder.mkdir(parents=True)
+            (folder / "file").touch()
+    (tmp_path / "tune" / "experiment_state-2026-01-01_00-00-00.json").write_text(json.dumps({"trial_data": saved}))
+    drop_training_state(tmp_path, front={"001"})
+
+    def having(part: str) -> list[str]:
+        return sorted(path.parts[-5] for path in tmp_path.glob(f"trials/*/checkpoints/*/{part}/file"))
+
+    assert having("training") == ["001", "002", "003", "004"]
+    assert having("student") == list(statuses)
