@@ -8,6 +8,7 @@ call `distillation_loss` equally often.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,7 @@ def distillation_loss(
             task, pieces = task_loss(student, make_targets(batch, (height, width), device), config.task)
             parts |= pieces
         if teacher is not None:
+            teacher = _detached(teacher)
             check_teacher(teacher, config.beta > 0, names)
         if teacher is not None and config.beta > 0:
             distillation, pieces = imitation_loss(student, teacher, config.temperature, config.task)
@@ -50,3 +52,12 @@ def distillation_loss(
             parts |= pieces
         total = config.alpha * task + config.beta * distillation + config.gamma * feature
     return LossTerms(task, distillation, feature, total, {name: value.detach() for name, value in parts.items()})
+
+
+def _detached(answers: SegOutputs) -> SegOutputs:
+    """The answers of the last layer and the features, as constants."""
+    names = ("mask_logits", "query_logits", "boxes", "presence_logits", "semantic_logits")
+    features = {name: value.detach() for name, value in answers.features.items()}
+    return replace(
+        answers, features=features, auxiliary=(), **{name: getattr(answers, name).detach() for name in names}
+    )
