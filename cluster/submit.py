@@ -20,7 +20,7 @@ from sam3dist.errors import ConfigError, ResourceError
 
 VERBS = ("prepare", "train", "tune", "evaluate")
 ALIASES = {"eval": "evaluate"}
-EXCLUDES = (".git", ".venv", "runs", "**/__pycache__", ".*_cache", "*.egg-info", "build", "dist")
+EXCLUDES = (".git", ".venv", "runs", "shards", "**/__pycache__", ".*_cache", "*.egg-info", "build", "dist")
 POLL_S = 2.0
 LOST_AFTER_S = 300.0
 """A cluster that answers nothing for this long is given up."""

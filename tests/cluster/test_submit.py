@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from shutil import copy
 from threading import Thread
+from zipfile import ZipFile
 
 import pytest
+from ray._private.runtime_env.packaging import create_package
 
-from cluster.submit import submit
+from cluster.submit import EXCLUDES, submit
 from sam3dist.errors import ResourceError
 
 Answers = dict[str, tuple[int, str]]
+REPOSITORY = Path(__file__).resolve().parents[2]
 VERSION = (200, '{"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}')
 
 
@@ -67,3 +72,21 @@ def test_a_cluster_that_takes_no_job_is_quoted(server: Callable[[Answers], str])
 def test_nobody_at_the_address_is_one_line():
     said = refusal("http://127.0.0.1:9")
     assert said.startswith("run.address=http://127.0.0.1:9: no job server answers there")
+
+
+@pytest.mark.parametrize("excludes", [(), EXCLUDES], ids=["ray job submit heeds .gitignore", "sam3dist submit"])
+def test_the_uploaded_folder_has_the_code_but_neither_shards_nor_runs(excludes: tuple[str, ...], tmp_path: Path):
+    folder = tmp_path / "folder"
+    left_out = (".venv/lib/big.so", "runs/x/model", "shards/train/0.parquet", "build/x", "cluster/__pycache__/x.pyc")
+    uploaded = ("cluster/train.py", "search_spaces/full.yaml", "sam3dist/data/shards.py")
+    for name in (*left_out, *uploaded):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("content")
+    if not excludes:
+        copy(REPOSITORY / ".gitignore", folder)
+    package = tmp_path / "package.zip"
+    create_package(str(folder), package, include_gitignore=not excludes, excludes=list(excludes))
+    with ZipFile(package) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    assert names - {".gitignore"} == set(uploaded)
