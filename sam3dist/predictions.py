@@ -89,14 +89,6 @@ def predictions(outputs: SegOutputs, batch: PromptBatch, threshold: float) -> li
     return found
 
 
-def union_mask(instances: list[Instance], size: tuple[int, int]) -> np.ndarray:
-    """[H, W] bool: the pixels of any instance."""
-    union = np.zeros(size, dtype=bool)
-    for instance in instances:
-        union |= instance.mask
-    return union
-
-
 def coco_results(instances: list[Instance], image_id: int, category_id: int = 1) -> list[dict]:
     """COCO result dictionaries of one prompt: image_id, category_id, bbox (xywh pixels), segmentation, score.
 

@@ -53,7 +53,7 @@ def make_targets(batch: PromptBatch, mask_size: tuple[int, int], device: torch.d
         counts.append(len(masks) - before)
         if crowd is not None:
             assert ignore is not None
-            ignore[prompt] = (_coverage(_strokes(crowd), crowd, mask_size) >= 0.5) & ~semantic[prompt]
+            ignore[prompt] = (coverage(crowd, mask_size) >= 0.5) & ~semantic[prompt]
     return Targets(
         boxes=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4)).to(device),
         masks=torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, height, width)).to(device),

@@ -134,13 +134,6 @@ def follow(
     return run_ahead(made(), data.prefetch_batches)
 
 
-def epoch_length(
-    row_groups: Sequence[RowGroup], data: DataConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> int:
-    """Batches of one rank in an epoch of `endless`, which turns a step into an epoch and a batch to start from."""
-    return _length(split_row_groups(_shuffled(row_groups, seed, epoch), rank, world_size), data)
-
-
 def evaluation_batches(
     shards: Shards,
     data: DataConfig,

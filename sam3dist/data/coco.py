@@ -54,8 +54,7 @@ def coco_records(spill: Spill, settings: PrepareSettings, rejects: Rejects) -> I
             rejects.add("negative", number, Reject("negative is present", f"category {category} is annotated"))
         absent = absent - shown - partly
         questions = [
-            Question(phrase, True, _all_known(ids_of[phrase], image, annotated, partly), tuple(found))
-            for phrase, found in answers.items()
+            Question(phrase, True, ids_of[phrase] <= annotated, tuple(found)) for phrase, found in answers.items()
         ]
         negatives = confusability.hardest_first(
             (phrase for phrase, ids in ids_of.items() if ids <= absent), answers, number
@@ -117,8 +116,3 @@ def _annotated_completely(
     if sources is not None:
         return set(sources.get(str(image.get("source")), ()))
     return set(categories) if settings.exhaustive else set()
-
-
-def _all_known(ids: set[int], image: dict, annotated: set[int], partly: set[int]) -> bool:
-    """Whether every instance of these categories in the image is annotated."""
-    return ids <= annotated and not ids & partly

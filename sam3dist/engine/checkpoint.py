@@ -133,15 +133,6 @@ def write_checkpoint(
     return final if writes else None
 
 
-def latest_checkpoint(parent: Path) -> Path | None:
-    """The newest complete checkpoint that the manifest of this directory names, or None."""
-    manifest = parent / MANIFEST
-    if not manifest.is_file():
-        return None
-    found = parent / str(_read_json(manifest)["latest"])
-    return found if found.is_dir() else None
-
-
 def read_state(directory: Path) -> TrainingState:
     """What state.json says. CheckpointError where the directory holds no training checkpoint."""
     if not (directory / "state.json").is_file() or not (directory / "training").is_dir():

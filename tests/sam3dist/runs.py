@@ -1,5 +1,6 @@
 """Tiny runs for the tests of engine and strategies: 40k weights, seconds on one core."""
 
+import json
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
@@ -59,6 +60,12 @@ def stream(start: int = 0, images: int = 2, prompts: int = 3) -> Iterator[Prompt
 def quality(module: nn.Module) -> dict[str, float]:
     """The metrics on one fixed batch."""
     return evaluate(module, [random_batch(2, 2, seed=1000)], 0.5, device="cpu")
+
+
+def newest_checkpoint(parent: Path) -> Path | None:
+    """The checkpoint that the manifest of this directory calls the latest; None without a manifest."""
+    manifest = parent / "manifest.json"
+    return parent / json.loads(manifest.read_text())["latest"] if manifest.is_file() else None
 
 
 def assert_same_weights(

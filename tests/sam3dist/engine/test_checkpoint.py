@@ -11,7 +11,6 @@ from sam3dist.engine.checkpoint import (
     TrainingState,
     architecture_of,
     as_plain,
-    latest_checkpoint,
     read_state,
     require_same_run,
     require_same_settings,
@@ -22,7 +21,7 @@ from sam3dist.errors import CheckpointError
 from sam3dist.models.segmenter import Segmenter
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import Report
-from tests.sam3dist.runs import pupil_of, run, settings
+from tests.sam3dist.runs import newest_checkpoint, pupil_of, run, settings
 
 STATE = TrainingState(seed=0, strategy="ddp", precision="fp32", world_size=2, architecture="abc", step=3)
 
@@ -54,11 +53,11 @@ def write(tiny_teacher: Segmenter, tmp_path: Path) -> Writer:
 
 
 def test_the_newest_are_kept_and_the_manifest_knows_the_latest(write: Writer):
-    assert latest_checkpoint(write.parent) is None
+    assert newest_checkpoint(write.parent) is None
     for step in (2, 4, 10):
         assert write(step) == write.parent / f"step-{step:08d}"
     assert sorted(path.name for path in write.parent.iterdir()) == ["manifest.json", "step-00000004", "step-00000010"]
-    assert latest_checkpoint(write.parent) == write.parent / "step-00000010"
+    assert newest_checkpoint(write.parent) == write.parent / "step-00000010"
 
 
 def test_a_run_that_goes_back_replaces_what_came_after(write: Writer):
@@ -66,7 +65,7 @@ def test_a_run_that_goes_back_replaces_what_came_after(write: Writer):
         write(step, keep=3)
     write(4, keep=3)  # resumed from step 2
     assert sorted(path.name for path in write.parent.glob("step-*")) == ["step-00000002", "step-00000004"]
-    assert latest_checkpoint(write.parent) == write.parent / "step-00000004"
+    assert newest_checkpoint(write.parent) == write.parent / "step-00000004"
 
 
 def test_a_crash_while_saving_leaves_the_last_checkpoint(write: Writer, monkeypatch: pytest.MonkeyPatch):
@@ -80,7 +79,7 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint(write: Writer, monkeypa
     monkeypatch.setattr(write.strategy, "save", full)
     with pytest.raises(OSError, match="No space"):
         write(4)
-    assert latest_checkpoint(write.parent) == write.parent / "step-00000002"
+    assert newest_checkpoint(write.parent) == write.parent / "step-00000002"
     monkeypatch.undo()
     write(4)  # over the remains
     assert not list((write.parent / "step-00000004").rglob("half"))

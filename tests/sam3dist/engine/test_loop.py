@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from sam3dist.engine.checkpoint import json_safe, latest_checkpoint, read_state
+from sam3dist.engine.checkpoint import json_safe, read_state
 from sam3dist.engine.loggers import History, read_history
 from sam3dist.engine.loop import step_seed
 from sam3dist.errors import NonFiniteError
@@ -18,7 +18,7 @@ from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.segmenter import Pupil, Segmenter
 from sam3dist.types import PromptBatch
 from tests.conftest import random_batch
-from tests.sam3dist.runs import Published, assert_same_weights, pupil_of, run, settings, stream
+from tests.sam3dist.runs import Published, assert_same_weights, newest_checkpoint, pupil_of, run, settings, stream
 
 
 def after(calls: int) -> object:
@@ -88,7 +88,7 @@ def test_training_lowers_the_loss_and_tells_of_every_evaluation_and_checkpoint(t
     assert json_safe(report.metrics) == {name: history[-1][name] for name in report.metrics}
     assert 0 < report.goodput < 1
     assert report.samples_per_second > 0
-    assert report.checkpoint == str(latest_checkpoint(tmp_path / "checkpoints"))
+    assert report.checkpoint == str(newest_checkpoint(tmp_path / "checkpoints"))
 
 
 def test_a_checkpoint_is_a_student_anyone_can_load(tiny_teacher: Segmenter, tmp_path: Path):
@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_teacher: Segmenter, tmp_path
     log = [History(tmp_path / "b")]
     stopped, _ = run(config, tiny_teacher, tmp_path / "b", pupil=with_dropout(), loggers=log, told_to_stop=after(3))
     assert stopped.step == 2  # its last evaluation
-    checkpoint = latest_checkpoint(tmp_path / "b")
+    checkpoint = newest_checkpoint(tmp_path / "b")
     assert checkpoint is not None
     state = read_state(checkpoint)
     assert (state.step, state.batches) == (3, 6)
@@ -215,7 +215,7 @@ def test_a_nan_is_named_and_never_reaches_the_weights(tiny_teacher: Segmenter, t
         run(config, tiny_teacher, tmp_path, pupil=pupil)
     for name, value in pupil.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
-    assert latest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
 
 
 def test_a_loss_term_that_overflows_is_named(tiny_teacher: Segmenter, tmp_path: Path):
