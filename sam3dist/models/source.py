@@ -11,7 +11,8 @@ from sam3dist.errors import CheckpointError
 def resolve(source: str) -> str:
     """The model that a person means: what `load_teacher` takes, or the run directory of `train`, `tune` or `smoke`.
 
-    A run directory stands for the checkpoint that its report names, of a search the best trial's.
+    A run directory stands for the checkpoint that its report names, of a search the best trial's; one that was moved
+    or copied from elsewhere for the same checkpoint in its new place. CheckpointError where it is in neither.
     """
     path = Path(source) / "report.json"
     if not path.is_file():
@@ -24,5 +25,12 @@ def resolve(source: str) -> str:
         raise CheckpointError(f"{path}: not a report of ours; give the directory of a checkpoint.") from None
     if not checkpoint:
         raise CheckpointError(f"{source}: its report names no checkpoint; give the directory of a checkpoint.")
-    found = Path(checkpoint)
-    return str(found if found.is_absolute() or found.exists() else Path(source) / found)
+    named = Path(checkpoint)
+    # The report knows where the directory was when it was written: the longest end of that path is looked for here.
+    ends = (Path(*named.parts[start:]) for start in range(int(named.is_absolute()), len(named.parts)))
+    for found in (named, *(Path(source) / end for end in ends)):
+        if found.exists():
+            return str(found)
+    raise CheckpointError(
+        f"{source}: its report names {checkpoint}, which is gone; give the directory of a checkpoint."
+    )

@@ -107,6 +107,6 @@ def _download(hub_id: str, patterns: list[str]) -> str:
         ) from error
     except Exception as error:  # the client raises errors of several libraries
         raise CheckpointError(
-            f"{hub_id} is neither a directory here nor could it be downloaded ({first_line(error)}); "
-            "copy the model to this machine and give its directory."
+            f"{hub_id}: there is no such directory, and as a Hugging Face id it could not be downloaded "
+            f"({first_line(error)}); check the path, or copy the model to this machine and give its directory."
         ) from error

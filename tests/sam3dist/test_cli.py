@@ -263,8 +263,9 @@ def test_a_run_directory_stands_for_its_checkpoint(tiny_teacher_dir: Path, shard
     Path("run/report.json").write_text(json.dumps({"verb": "train", "checkpoint": "checkpoints/last"}))
     assert resolve("run") == "run/checkpoints/last"
     assert main(["eval", "run", str(shards), "eval.max_images=1"]) == 0
-    Path("run/report.json").write_text(json.dumps({"verb": "tune", "best": {"checkpoint": "/abs/best"}}))
-    assert resolve("run") == "/abs/best"
+    best = {"verb": "tune", "best": {"checkpoint": str(tiny_teacher_dir)}}
+    Path("run/report.json").write_text(json.dumps(best))
+    assert resolve("run") == str(tiny_teacher_dir)
     assert resolve("embedded") == "embedded"
     Path("run/report.json").write_text(json.dumps({"verb": "eval"}))
     with pytest.raises(CheckpointError, match="names no checkpoint"):
@@ -272,6 +273,21 @@ def test_a_run_directory_stands_for_its_checkpoint(tiny_teacher_dir: Path, shard
     Path("run/report.json").write_text("[")
     with pytest.raises(CheckpointError, match="not a report of ours"):
         resolve("run")
+
+
+def test_a_run_directory_that_was_moved_still_stands_for_its_checkpoint(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint = Path("old/run/trials/003/checkpoints/checkpoint_7")
+    checkpoint.mkdir(parents=True)
+    written = json.dumps({"verb": "tune", "best": {"checkpoint": str(checkpoint.resolve())}})
+    Path("old/run/report.json").write_text(written)
+    assert resolve("old/run") == str(checkpoint.resolve())
+    shutil.move("old/run", "new")
+    assert resolve("new") == "new/trials/003/checkpoints/checkpoint_7"
+    shutil.rmtree("new/trials")
+    told = complaint(capsys, "eval", "new", str(shards))
+    assert f"new: its report names {checkpoint.resolve()}, which is gone" in told
 
 
 def test_words_with_a_key_are_overrides_and_all_else_are_arguments():
