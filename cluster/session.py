@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from sam3dist.errors import ResourceError, Sam3DistError
+from sam3dist.errors import ConfigError, ResourceError, Sam3DistError
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import RunConfig
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 OBJECT_STORE_BYTES = 256 * 1024**2
 # Ray puts it into the environment of the driver of a submitted job.
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+HOST_AND_PORT = re.compile(r"[^/]+:\d+")
+ANSWER_S = 5.0
+"""Ray asks for minutes where nobody answers, and says so in warnings of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,18 @@ def session(run: RunConfig) -> Iterator[Session]:
     if ray.is_initialized():
         yield Session(ray.get_runtime_context().gcs_address, started_here=False)
         return
-    address = run.address or os.environ.get("RAY_ADDRESS")
-    with _joined(address) if address else _started(run.num_cpus) as connected:
+    named, address = "run.address", run.address
+    if JOB_CONFIG in os.environ or not address:
+        named, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
+    with _joined(named, address) if address else _started(run.num_cpus) as connected:
         yield connected
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[Session]:
-    in_job = JOB_CONFIG in os.environ
-    if in_job:
-        address = os.environ["RAY_ADDRESS"]
+def _joined(named: str, address: str) -> Iterator[Session]:
+    _require_answer(named, address)
     variables = job_variables()
-    if re.fullmatch(r"[^/]+:\d+", address):
+    if HOST_AND_PORT.fullmatch(address):
         variables["RAY_ADDRESS"] = address  # see _started
     with environment(variables):
         try:
@@ -71,15 +74,34 @@ def _joined(address: str) -> Iterator[Session]:
                 **_quiet(),
             )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ResourceError(
-                f"run.address={address}: no cluster answers there ({reason}); start one with `ray start --head`, "
-                "set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as the cluster does, or leave run.address out."
-            ) from error
+            raise _no_answer(named, address, error) from error
         try:
             yield Session(ray.get_runtime_context().gcs_address, started_here=False)
         finally:
             ray.shutdown()
+
+
+def _require_answer(named: str, address: str) -> None:
+    """Raise ConfigError for an address of another kind than Ray joins, ResourceError where nobody answers."""
+    if HOST_AND_PORT.fullmatch(address):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+        except (OSError, OverflowError, UnicodeError) as error:  # the last two: no such port, no such name
+            raise _no_answer(named, address, error) from error
+    elif address not in ("auto", "local") and not address.startswith("ray://"):
+        raise ConfigError(
+            f"{named}={address}: a cluster is joined as HOST:6379, the address of `ray start --head`; only submit "
+            "takes http://HOST:8265, the dashboard."
+        )
+
+
+def _no_answer(named: str, address: str, error: BaseException) -> ResourceError:
+    reason = " ".join(str(error).split())[:120]
+    return ResourceError(
+        f"{named}={address}: no cluster answers there ({reason}); start one with `ray start --head`, set "
+        f"RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as the cluster does, or leave {named} out."
+    )
 
 
 @contextmanager
