@@ -82,7 +82,11 @@ def fits(demand: Demand, nodes: list[Node]) -> bool:
 
 def _workers_on(node: Node, demand: Demand) -> int:
     by_cpu = math.floor(node.cpus / demand.cpus + 1e-6)
-    return min(by_cpu, math.floor(node.gpus / demand.gpus + 1e-6)) if demand.gpus else by_cpu
+    return min(by_cpu, _by_gpu(node, demand)) if demand.gpus else by_cpu
+
+
+def _by_gpu(node: Node, demand: Demand) -> int:
+    return math.floor(node.gpus / demand.gpus + 1e-6)
 
 
 def refusal(demand: Demand, nodes: list[Node], waited_s: float = 0) -> str:
@@ -98,10 +102,12 @@ def refusal(demand: Demand, nodes: list[Node], waited_s: float = 0) -> str:
         way_out = f"set max_concurrent={room}"
     else:
         most = sum(_workers_on(node, demand) for node in nodes)
-        fewer = f"set strategy.num_workers={most}, " if 0 < most < demand.workers else ""
-        way_out = (
-            f"{fewer}lower strategy.cpus_per_worker, or offer more CPUs (run.num_cpus={math.ceil(demand.all_cpus)})"
-        )
+        ways = [f"set strategy.num_workers={most}"] if 0 < most < demand.workers else []
+        if demand.gpus and sum(_by_gpu(node, demand) for node in nodes) < demand.all_workers:
+            ways.append("join a cluster with more GPUs (run.address)")
+        else:
+            ways += ["lower strategy.cpus_per_worker", f"offer more CPUs (run.num_cpus={math.ceil(demand.all_cpus)})"]
+        way_out = ", or ".join(ways)
     return f"not enough resources: {demand} are asked; the cluster has {has}{waited}; {way_out}."
 
 

@@ -45,3 +45,15 @@ def test_a_refused_search_is_told_how_many_trials_fit_at_once():
 def test_who_asks_for_gpus_where_there_are_none_is_told_so():
     line = refusal(Demand(workers=1, cpus=1, gpus=1), [Node(cpus=4, gpus=0)])
     assert "strategy.use_gpu=false" in line
+
+
+def test_too_few_gpus_are_told_as_such_and_not_as_cpus():
+    line = refusal(Demand(workers=4, cpus=1, gpus=1), [Node(cpus=64, gpus=1), Node(cpus=64, gpus=2)])
+    assert line.endswith("; set strategy.num_workers=3, or join a cluster with more GPUs (run.address).")
+    half = refusal(Demand(workers=1, cpus=1, gpus=1), [Node(cpus=4, gpus=0.5)])
+    assert half.endswith("; join a cluster with more GPUs (run.address).")
+
+
+def test_gpus_whose_node_has_too_few_cpus_are_told_to_take_fewer():
+    line = refusal(Demand(workers=4, cpus=4, gpus=1), [Node(cpus=8, gpus=4)])
+    assert "; set strategy.num_workers=2, or lower strategy.cpus_per_worker, or offer more CPUs" in line
