@@ -13,12 +13,16 @@ from sam3dist.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
 
+NOTHING = ("null", "none", "~")
+"""What stands for None in a field of text; in all others YAML says what does."""
+
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """A new configuration with these dotted keys set; the given one stays as it is.
 
-    A str is read as YAML, as it comes from a command line; a mapping sets several keys of a section. When a `kind`
-    changes, fields that only the old kind knows disappear and those of the new one take their defaults.
+    A str is read as YAML, as it comes from a command line, but taken as it is for a field of text, such as a path; a
+    mapping sets several keys of a section. When a `kind` changes, fields that only the old kind knows disappear and
+    those of the new one take their defaults.
     ConfigError names the key, its value and what is allowed; for a misspelt key the nearest real one.
     """
     return build(type(config), config.model_dump(), overrides)
@@ -95,14 +99,21 @@ def _parsed(key: str, value: Any, annotation: Any) -> Any:
     """The value a text stands for, where text is what a field does not want."""
     if not isinstance(value, str):
         return str(value) if keys.is_text(annotation) and isinstance(value, int | float) else value
+    if keys.is_text(annotation):
+        return _text(key, value, optional=annotation is not str)
     parsed = parse_yaml(value, f"{key}={value}")
-    if keys.is_text(annotation) and parsed is not None:
-        return parsed if isinstance(parsed, str) else value
     if keys.is_tuple(annotation):
         if parsed is None:
             return ()
         return tuple(part.strip() for part in parsed.split(",")) if isinstance(parsed, str) else parsed
     return parsed
+
+
+def _text(key: str, text: str, optional: bool) -> str | None:
+    if not text.strip():
+        way_out = "write null for none" if optional else "write what it is"
+        raise ConfigError(f"{key}= is empty, as from an unset shell variable; {way_out}, or leave it out.")
+    return None if optional and text.strip().lower() in NOTHING else text
 
 
 def _unknown(model: type[BaseModel], tree: Mapping[str, Any], key: str) -> str:

@@ -39,7 +39,31 @@ def test_a_directory_named_like_a_number_stays_text():
     assert with_overrides(DistillConfig(), {"name": "1e3"}).name == "1e3"
 
 
-@pytest.mark.parametrize("text", ["null", "none", "None", "~", ""])
+@pytest.mark.parametrize(
+    "text", ["/data/set #2", "@scratch/x", "a: b", "[a", "{x}", "yes", "'quoted'", "*", "# 1", "nullable", "ünïcode"]
+)
+def test_a_path_is_taken_literally_whatever_it_means_to_yaml(text: str):
+    for key in ("data.train", "name", "teacher.source"):
+        section, _, field = key.rpartition(".")
+        config = with_overrides(DistillConfig(), {key: text})
+        assert getattr(getattr(config, section) if section else config, field) == text
+    config = with_overrides(DistillConfig(), {"data": {"train": text}})
+    assert config.data.train == text
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_text_is_refused_since_it_comes_from_an_unset_variable(text: str):
+    assert refusal(data__train=text) == (
+        "data.train= is empty, as from an unset shell variable; write null for none, or leave it out."
+    )
+    assert refusal(name=text).endswith("; write what it is, or leave it out.")
+
+
+def test_nothing_is_no_text_where_some_is_needed():
+    assert with_overrides(DistillConfig(), {"name": "null"}).name == "null"
+
+
+@pytest.mark.parametrize("text", ["null", "none", "None", "~", "NULL"])
 def test_nothing_can_be_written_in_several_ways(text: str):
     started = with_overrides(DistillConfig(), {"data.train": "shards"})
     assert with_overrides(started, {"data.train": text}).data.train is None
@@ -106,7 +130,7 @@ def test_a_section_is_no_value_and_a_value_no_section():
 
 
 def test_broken_yaml_names_the_key():
-    assert refusal(data__train="[a").startswith("data.train=[a: not valid YAML")
+    assert refusal(run__loggers="[a").startswith("run.loggers=[a: not valid YAML")
 
 
 def test_changing_the_kind_drops_what_only_the_old_kind_knows_and_keeps_the_rest():
