@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sam3dist.data.rejects import Reject
@@ -76,17 +78,35 @@ def open_shards(folder: Path | str) -> Shards:
 
 def read_rows(group: RowGroup) -> list[Row]:
     """The rows of a reference, in the order of `places`; raises Reject where the file cannot be read."""
-    try:
-        with pq.ParquetFile(group.path, page_checksum_verification=True) as file:
-            table = file.read_row_group(group.index, use_threads=False)
-    except Exception as error:  # Arrow raises OSError, ArrowInvalid, IndexError and more on damaged files
-        raise Reject("corrupt shard", f"{type(error).__name__}: {error}"[:200]) from None
-    if not table.schema.equals(SCHEMA):
-        raise Reject("foreign shard", "its columns are not those of our rows")
+    table = _read_table(group)
     if table.num_rows < group.rows:
         raise Reject("corrupt shard", f"{table.num_rows} rows where the manifest says {group.rows}")
     rows = from_table(table)
     return [rows[place] for place in group.places]
+
+
+def num_phrases(shards: Shards, max_images: int | None) -> int:
+    """The phrases of the first `max_images` images; None for all. Files that cannot be read have none."""
+    if max_images is None:
+        return int(shards.manifest["phrases"])
+    total = 0
+    for group in first_rows(shards.row_groups, max_images):
+        with suppress(Reject):  # whoever asks the phrases counts it
+            prompts = _read_table(group, ["prompts.list.element.present"]).column("prompts")
+            total += len(prompts.slice(0, group.rows).combine_chunks().flatten())
+    return total
+
+
+def _read_table(group: RowGroup, columns: list[str] | None = None) -> pa.Table:
+    try:
+        with pq.ParquetFile(group.path, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise Reject("foreign shard", "its columns are not those of our rows")
+            return file.read_row_group(group.index, columns=columns, use_threads=False)
+    except Reject:
+        raise
+    except Exception as error:  # Arrow raises OSError, ArrowInvalid, IndexError and more on damaged files
+        raise Reject("corrupt shard", f"{type(error).__name__}: {error}"[:200]) from None
 
 
 def split_row_groups(groups: Sequence[RowGroup], rank: int, world_size: int) -> list[RowGroup]:

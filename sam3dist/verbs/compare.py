@@ -64,18 +64,17 @@ def compared(
 ) -> tuple[dict[str, Any], dict[Path, str]]:
     """The report entries of a comparison, and its drawn figures with their captions."""
     from sam3dist.compare import choose, compare, draw, sizes
-    from sam3dist.data.shards import open_shards
+    from sam3dist.data.shards import num_phrases, open_shards
     from sam3dist.verbs.console import progress
 
     shards = open_shards(shards_dir)
-    # With max_images nobody knows beforehand how many phrases those have.
-    total = None if config.eval.max_images else int(shards.manifest["phrases"])
+    total = num_phrases(shards, config.eval.max_images)
     done = {"student": 0, "teacher": 0}
-    with progress("pairs answered by both") as update:
+    with progress("answers of student and teacher") as update:
 
         def note(name: str, pairs: int) -> None:
             done[name] = pairs
-            update(sum(done.values()), 2 * total if total else 2 * max(done.values()))
+            update(sum(done.values()), 2 * total)
 
         found = compare(student, teacher, shards, config.data, config.eval, note)
     picks = choose(found.pairs, config.run.figures)

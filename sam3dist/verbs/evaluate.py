@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.config.load import to_yaml
     from sam3dist.data.batches import evaluation_batches
     from sam3dist.data.rejects import Rejects
-    from sam3dist.data.shards import open_shards
+    from sam3dist.data.shards import num_phrases, open_shards
     from sam3dist.evaluate import evaluate
     from sam3dist.models.size import model_size
     from sam3dist.models.source import resolve
@@ -45,14 +45,14 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
         prompts_per_batch=config.eval.prompts_per_batch,
         rejects=rejects,
     )
-    total = None if config.eval.max_images else int(shards.manifest["phrases"])
+    total = num_phrases(shards, config.eval.max_images)
     with progress("pairs") as update:
         metrics = evaluate(
             model,
             batches,
             config.eval.threshold,
             device=model.device,
-            progress=lambda pairs: update(pairs, total or pairs),
+            progress=lambda pairs: update(pairs, total),
         )
     seconds = time.perf_counter() - loaded
     size = model_size(model.net.config)

@@ -228,6 +228,19 @@ def test_eval_reports_the_metrics(tiny_teacher_dir: Path, shards: Path, capsys: 
     assert load_preset("here/config.yaml").eval.threshold == 0.2
 
 
+@pytest.mark.parametrize("verb", ["eval", "compare"])
+def test_progress_over_some_images_counts_their_phrases(
+    verb: str, tiny_teacher_dir: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+):
+    models = [str(tiny_teacher_dir)] * (1 if verb == "eval" else 2)
+    assert main([verb, *models, str(shards), "eval.max_images=3", "eval.images_per_batch=1", "run.dir=here"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if " of " in line]
+    report = report_in("here")
+    answers = report["num_pairs"] if verb == "eval" else 2 * report["student"]["num_pairs"]
+    assert all(f" of {answers} (" in line for line in told)
+    assert f": {answers} of" in told[-1]
+
+
 def test_eval_counts_the_rows_it_set_aside(tiny_teacher_dir: Path, shards: Path):
     rows = len(list(open_shards(shards).row_groups[0].places))
     words = ["data.max_pixels=9", "data.max_rejected_share=1", "eval.max_images=2", "run.dir=aside"]

@@ -16,7 +16,7 @@ from sam3dist.data.batches import MAX_PROMPTS, batches, endless, evaluation_batc
 from sam3dist.data.decode import decode_image
 from sam3dist.data.masks import decode_rle
 from sam3dist.data.rows import from_table, to_table
-from sam3dist.data.shards import RowGroup, Shards, first_rows, open_shards, read_rows, split_row_groups
+from sam3dist.data.shards import RowGroup, Shards, first_rows, num_phrases, open_shards, read_rows, split_row_groups
 from sam3dist.errors import DataError
 from sam3dist.types import PromptBatch
 from tests.sam3dist.data.coco_folder import SIZE, CocoFolder, picture_of
@@ -206,6 +206,12 @@ def test_ranks_evaluate_each_image_once(shards: Shards, world_size: int, max_ima
         for image in ids(list(evaluation_batches(shards, config(), SIDE, rank, world_size, max_images)))
     ]
     assert sorted(seen) == list(range(1, min(max_images or ROWS, ROWS) + 1))
+
+
+@pytest.mark.parametrize("max_images", [None, 1, 10, 100])
+def test_phrases_are_counted_as_an_evaluation_asks_them(shards: Shards, max_images: int | None):
+    asked = questions(list(evaluation_batches(shards, config(), SIDE, max_images=max_images)))
+    assert num_phrases(shards, max_images) == len(asked) > 0
 
 
 def test_many_phrases_are_spread_over_batches(coco: CocoFolder):

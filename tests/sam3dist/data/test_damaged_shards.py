@@ -16,7 +16,7 @@ from sam3dist.config.distill import DataConfig
 from sam3dist.data.batches import batches, endless
 from sam3dist.data.rejects import Rejects
 from sam3dist.data.rows import to_table
-from sam3dist.data.shards import Shards, open_shards, read_rows
+from sam3dist.data.shards import Shards, num_phrases, open_shards, read_rows
 from sam3dist.errors import DataError
 from sam3dist.types import PromptBatch
 from tests.sam3dist.data.coco_folder import CocoFolder
@@ -79,8 +79,10 @@ def test_a_shard_with_flipped_bits_never_ends_the_run(coco: CocoFolder):
 
 def test_a_parquet_file_of_something_else_is_set_aside(coco: CocoFolder):
     shards = damaged(coco)
+    phrases = num_phrases(shards, 10)
     pq.write_table(pa.table({"a": [1, 2, 3, 4]}), shards.row_groups[0].path, row_group_size=2)
     assert read_all(shards, max_rejected_share=0.2)[1].by_reason == {"foreign shard": 4}
+    assert num_phrases(shards, 10) == 0.6 * phrases
 
 
 def test_damaged_rows_leave_a_gap_and_move_no_other(coco: CocoFolder):
