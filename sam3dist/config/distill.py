@@ -47,11 +47,15 @@ class StudentSpec(Settings):
     detr_mlp: int | None = Field(None, ge=8)
     """Hidden channels of each DETR MLP; None keeps the teacher's ratio to the width."""
     encoder_layers: int | None = Field(None, ge=1, le=24)
+    """Layers of the DETR encoder, in which the image meets the phrase."""
     decoder_layers: int | None = Field(None, ge=1, le=24)
+    """Layers of the DETR decoder, which makes instances of the queries."""
     num_queries: int | None = Field(None, ge=1, le=900)
     """Most instances a phrase can have."""
     text_width: int | None = Field(None, ge=8, le=4096)
+    """Channels of the text encoder."""
     text_depth: int | None = Field(None, ge=1, le=48)
+    """Layers of the text encoder."""
     init: Literal["teacher", "random"] = "teacher"
     """teacher: copy every weight that fits, layers and channels evenly chosen; random: start from nothing."""
 
@@ -74,6 +78,7 @@ class DataConfig(Settings):
     decode_threads: int = Field(2, ge=1, le=128)
     """Threads that decode in each worker."""
     prefetch_batches: int = Field(2, ge=1, le=64)
+    """Batches that are made ahead of the network."""
     max_pixels: int = Field(50_000_000, ge=1)
     """Images with more pixels are set aside before decoding."""
     max_rejected_share: float = Field(0.05, ge=0, le=1)
@@ -81,18 +86,26 @@ class DataConfig(Settings):
 
 
 class TaskWeights(Settings):
-    """Weights of the task terms, as SAM3 trains them."""
+    """Weights of the task terms, as SAM3 trains them; the teacher's answers are weighed by the same."""
 
     classification: float = Field(20.0, ge=0)
+    """Whether each query is an instance, and how well its box fits."""
     presence: float = Field(20.0, ge=0)
+    """Whether the phrase names anything in the image."""
     box_l1: float = Field(5.0, ge=0)
+    """Distance of the matched boxes in centre and size, in shares of the image."""
     box_giou: float = Field(2.0, ge=0)
+    """1 minus the generalised IoU of the matched boxes."""
     mask: float = Field(200.0, ge=0)
     """Focal or BCE over the matched masks; divided by mask cells, hence large."""
     dice: float = Field(10.0, ge=0)
+    """Dice loss of the matched masks."""
     semantic: float = Field(20.0, ge=0)
+    """Focal loss of the semantic map, the union of all instances."""
     semantic_dice: float = Field(30.0, ge=0)
+    """Dice loss of the semantic map."""
     mask_kind: Literal["focal", "bce"] = "focal"
+    """focal as SAM3 does, or plain binary cross entropy, scaled to a like size."""
     auxiliary: float = Field(1.0, ge=0)
     """Weight of class, presence and box terms on the decoder layers before the last."""
 
@@ -130,11 +143,15 @@ class OptimConfig(Settings):
     steps: int = Field(1000, ge=1)
     """Optimizer updates of the whole run."""
     learning_rate: float = Field(5e-4, gt=0, lt=1)
+    """At its peak, after the warm-up."""
     weight_decay: float = Field(0.01, ge=0, lt=1)
+    """Of the weights of linear layers and convolutions; nothing else decays."""
     warmup_steps: int = Field(50, ge=0)
+    """Updates in which the learning rate climbs to its peak."""
     final_lr_share: float = Field(0.02, ge=0, le=1)
     """Learning rate at the end over the peak."""
     clip_grad_norm: float = Field(1.0, gt=0)
+    """A gradient whose norm over all weights is greater is scaled down to this."""
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients add up to one update."""
 
@@ -143,16 +160,20 @@ class EvalConfig(Settings):
     """When and how quality is measured."""
 
     every_steps: int = Field(200, ge=1)
+    """Updates between evaluations; one more follows the last update."""
     threshold: float = Field(0.5, gt=0, lt=1)
     """A query is kept when sigmoid(query) * sigmoid(presence) reaches this; Meta uses 0.5."""
     max_images: int | None = Field(None, ge=1)
     """Evaluate on the first this many images while training; None takes all."""
     images_per_batch: int = Field(8, ge=1)
+    """Most images of a batch."""
     prompts_per_batch: int = Field(32, ge=1)
     """Most phrases of a batch: their mask logits, not the images, fill the memory."""
 
 
 class CheckpointConfig(Settings):
+    """When a run is saved, and how much of that stays."""
+
     every_steps: int = Field(200, ge=1)
     """A crash loses at most this many steps."""
     keep: int = Field(2, ge=1)
@@ -160,8 +181,12 @@ class CheckpointConfig(Settings):
 
 
 class _Strategy(Settings):
+    """What every strategy can be told."""
+
     num_workers: Positive = 1
+    """Processes that train one student together, each on its share of the images."""
     cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that Ray reserves for each worker; it computes with as many threads."""
     use_gpu: bool = False
     """One GPU for each worker."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -174,33 +199,43 @@ class DdpConfig(_Strategy):
     """Every worker holds the whole student."""
 
     kind: Literal["ddp"] = "ddp"
+    """How the workers share the student."""
 
 
 class FsdpConfig(_Strategy):
     """FSDP2: parameters, gradients and optimizer state sharded; resumes with any number of workers."""
 
     kind: Literal["fsdp"] = "fsdp"
+    """How the workers share the student."""
     reshard_after_forward: bool = True
+    """Give gathered weights back after the forward pass: less memory, but they are gathered twice."""
 
 
 class DeepSpeedConfig(_Strategy):
     """DeepSpeed ZeRO: resumes with the same number of workers only."""
 
     kind: Literal["deepspeed"] = "deepspeed"
+    """How the workers share the student."""
     zero_stage: Literal[2, 3] = 2
+    """2 shards optimizer state and gradients, 3 the weights as well."""
 
 
 StrategyConfig = Annotated[DdpConfig | FsdpConfig | DeepSpeedConfig, Field(discriminator="kind")]
 
 
 class RunConfig(Settings):
+    """Where a run is written, what it tells, and the cluster it runs on."""
+
     dir: str | None = None
     """Where everything is written; None makes runs/VERB-NAME. The same directory again resumes."""
     seed: int = Field(0, ge=0)
+    """Draws the weights that do not come from the teacher, the order of the images, and the generated scenes."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Trackers that get the curves, which history.jsonl has in any case."""
     figures: int = Field(4, ge=0, le=64)
     """Images drawn in the report."""
     log_every_steps: int = Field(10, ge=1)
+    """Updates between points of the curves, each of which is the mean since the last."""
     address: str | None = None
     """Ray cluster to join; None starts one on this machine, or uses the one of `ray job submit`."""
     num_cpus: float | None = Field(None, gt=0)
@@ -213,6 +248,8 @@ class ObjectiveConfig(Settings):
     """score = quality - size_weight * log10(params / reference), what ASHA and the table rank by."""
 
     quality: Literal["miou_all", "miou_positive", "presence_f1", "dice"] = "miou_all"
+    """The metric to raise: mean IoU over all phrases or over those that name something, the F1 of telling which
+    do, or mean Dice."""
     size_weight: float = Field(0.1, ge=0)
     """Quality worth a tenfold smaller student."""
 
@@ -221,6 +258,7 @@ class DistillConfig(Settings):
     """One distillation run."""
 
     name: str = "distill"
+    """Names the run directory, where run.dir does not, and the run in its trackers."""
     teacher: TeacherConfig = TeacherConfig()
     student: StudentSpec = StudentSpec()
     data: DataConfig = DataConfig()

@@ -78,6 +78,21 @@ def is_tuple(annotation: Any) -> bool:
 
 def allowed(field: FieldInfo) -> str:
     """What the field takes, in words: "a number above 0 and at most 100", "one of ddp, fsdp"."""
+    kind, bounds, optional = _in_words(field)
+    joint = " of " if bounds.startswith("at") else " "
+    text = f"{kind}{joint}{bounds}" if bounds else kind
+    return f"{text}, or null" if optional else text
+
+
+def limits(field: FieldInfo) -> str:
+    """`allowed` beside a value that shows the type: "at least 1, or null"; empty if anything of its type goes."""
+    kind, bounds, optional = _in_words(field)
+    text = bounds or (kind if "one of" in kind else "")
+    return f"{text}, or null" if text and optional else text
+
+
+def _in_words(field: FieldInfo) -> tuple[str, str, bool]:
+    """The type, the bounds, and whether null is allowed."""
     annotation, optional = field.annotation, False
     arms = [arm for arm in get_args(annotation) if arm is not type(None)]
     if type(None) in get_args(annotation) and len(arms) == 1:
@@ -85,8 +100,7 @@ def allowed(field: FieldInfo) -> str:
     bounds = field.metadata
     if get_origin(annotation) is Annotated:
         annotation, bounds = get_args(annotation)[0], [*bounds, *get_args(annotation)[1].metadata]
-    text = _type_in_words(annotation) + _bounds_in_words(bounds)
-    return f"{text}, or null" if optional else text
+    return _type_in_words(annotation), _bounds_in_words(bounds), optional
 
 
 def _type_in_words(annotation: Any) -> str:
@@ -101,12 +115,9 @@ def _type_in_words(annotation: Any) -> str:
 
 def _bounds_in_words(metadata: Iterable[Any]) -> str:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    found = [
+    return " and ".join(
         f"{word} {getattr(bound, name):g}"
         for name, word in words.items()
         for bound in metadata
         if getattr(bound, name, None) is not None
-    ]
-    if not found:
-        return ""
-    return (" of " if found[0].startswith("at") else " ") + " and ".join(found)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def ends(span: Range) -> tuple[Any, ...]:
 def to_yaml(config: BaseModel, comments: bool = False) -> str:
     """The configuration as YAML with every value resolved; loading it gives the same configuration back.
 
-    With `comments`, each setting is preceded by what it does.
+    With `comments`, each setting is preceded by what it does and what it may be.
     """
     if comments:
         return "\n".join(_commented(config)) + "\n"
@@ -132,19 +132,24 @@ _Dumper.add_representer(
 )
 
 
-def _commented(config: BaseModel, indent: str = "") -> Iterator[str]:
+def _commented(config: BaseModel, kinds: Iterable[str] = (), indent: str = "") -> Iterator[str]:
+    """The lines of one section; `kinds` are those that it was chosen from."""
     values = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
         inner = getattr(config, name)
-        text = field.description or (type(inner).__doc__ if isinstance(inner, BaseModel) else None)
-        if isinstance(inner, BaseModel) and not indent:
-            yield ""
-        if text:
-            sign = f"{indent}# "
-            words = " ".join(text.split()).replace("None", "null")
-            yield from textwrap.wrap(words, 110, initial_indent=sign, subsequent_indent=sign)
         if isinstance(inner, BaseModel):
+            yield from [] if indent else [""]
+            yield from _comment(type(inner).__doc__, indent)
             yield f"{indent}{name}:"
-            yield from _commented(inner, indent + "  ")
+            yield from _commented(inner, keys.kinds(field.annotation), indent + "  ")
         else:
+            limits = f"one of {', '.join(kinds)}" if kinds and name == "kind" else keys.limits(field)
+            sentence = f" {limits[0].upper()}{limits[1:]}." if limits else ""
+            yield from _comment(f"{field.description}{sentence}", indent)
             yield textwrap.indent(_dump({name: values[name]}).rstrip(), indent)
+
+
+def _comment(text: str | None, indent: str) -> list[str]:
+    sign = f"{indent}# "
+    words = " ".join((text or "").split()).replace("None", "null")
+    return textwrap.wrap(words, 110, initial_indent=sign, subsequent_indent=sign)

@@ -10,20 +10,33 @@ from sam3dist.config.distill import DistillConfig, Settings
 
 
 class Choice(Settings):
+    """One of a few values."""
+
     choice: tuple[Any, ...] = Field(min_length=1)
+    """The values, at least one."""
 
 
 class Uniform(Settings):
+    """A number, each as likely as another."""
+
     uniform: tuple[float, float]
+    """The lowest and the highest."""
 
 
 class LogUniform(Settings):
+    """A number whose logarithms are equally likely, as suits rates and weights."""
+
     loguniform: tuple[float, float]
+    """The lowest, above 0, and the highest."""
 
 
 class Integer(Settings):
+    """A whole number, each as likely as another."""
+
     integer: tuple[int, int]
+    """The lowest and the highest."""
     step: int = Field(1, ge=1)
+    """Between neighbouring values, counted from the lowest."""
 
 
 Range = Choice | Uniform | LogUniform | Integer
@@ -35,13 +48,16 @@ class AshaConfig(Settings):
     grace_share: float = Field(0.34, gt=0, le=1)
     """Share of the steps every trial may train before it can be stopped."""
     reduction_factor: float = Field(2.0, gt=1)
+    """Of the trials at a rung about one in this many goes on, to a rung at this many times the steps."""
     enabled: bool = True
+    """Whether trials are stopped at all."""
 
 
 class SearchConfig(Settings):
     """One search: a base run, the ranges of what varies, and the limits."""
 
     name: str = "search"
+    """Names the run directory, where run.dir does not, and Optuna's study."""
     preset: str = "base"
     """The run every trial starts from."""
     overrides: dict[str, Any] = Field(default_factory=dict)
@@ -49,8 +65,11 @@ class SearchConfig(Settings):
     space: dict[str, Range] = Field(min_length=1)
     """Dotted key of the run -> its range."""
     trials: int = Field(16, ge=1)
+    """Students to train. A suggestion that is refused before it trains does not count."""
     max_concurrent: int = Field(1, ge=1)
+    """Trials at a time; each takes the CPUs of its workers and 0.1 for its driver."""
     sampler: Literal["tpe", "gp", "nsga2", "random"] = "tpe"
+    """What suggests the next trial: Parzen estimators, a Gaussian process, evolution, or chance."""
     startup_trials: int | None = Field(None, ge=1)
     """Random trials before the sampler's model takes over, by default 8; `random` has no model and takes no number."""
     seeds: tuple[dict[str, Any], ...] = ()
@@ -59,6 +78,7 @@ class SearchConfig(Settings):
     """Hard limit: a larger student is refused before it trains."""
     asha: AshaConfig = AshaConfig()
     seed: int = Field(0, ge=0)
+    """Of the sampler; each trial trains with run.seed."""
 
     @model_validator(mode="before")
     @classmethod

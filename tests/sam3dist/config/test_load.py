@@ -1,10 +1,11 @@
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
 
-from sam3dist.config.distill import DistillConfig
+from sam3dist.config import distill, keys, search
+from sam3dist.config.distill import DistillConfig, Settings
 from sam3dist.config.load import load_preset, load_search, presets, to_yaml, with_overrides, with_search_overrides
 from sam3dist.config.plain import plain
 from sam3dist.config.search import SearchConfig
@@ -69,10 +70,32 @@ def test_yaml_holds_every_value_resolved():
     assert tree == load_preset("smoke").model_dump(mode="json")
 
 
-def test_commented_yaml_tells_what_a_setting_does():
+def test_commented_yaml_tells_what_a_setting_does_and_what_it_may_be():
     text = to_yaml(load_preset("smoke"), comments=True)
-    assert "  # Divides teacher and student logits before they are compared" in text
+    words = " ".join(text.replace("# ", "").split())
+    for told in (
+        "before they are compared; 1 leaves them unchanged. Above 0 and at most 100. temperature: 2.0",
+        "Images per worker and step. At least 1 and at most 1024. images_per_batch: 8",
+        "Layers of the text encoder. At least 1 and at most 48, or null. text_depth: null",
+        "Which features of the teacher the student imitates. A list, each one of vision, encoder. features:",
+        "How the workers share the student. One of ddp, fsdp, deepspeed. kind: ddp",
+        "One GPU for each worker. use_gpu: false",
+    ):
+        assert told in words
     assert max(len(line) for line in text.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("module", [distill, search])
+def test_every_section_and_every_setting_says_what_it_is(module: ModuleType):
+    sections = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Settings)]
+    settings = [(each, name, field) for each in sections for name, field in each.model_fields.items()]
+    assert len(settings) > 20
+    assert [each.__name__ for each in sections if not each.__doc__] == []
+    assert [
+        f"{each.__name__}.{name}"
+        for each, name, field in settings
+        if keys.section(field.annotation) is None and not field.description
+    ] == []
 
 
 def test_plain_objects_have_the_same_attributes(tmp_path: Path):
