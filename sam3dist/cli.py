@@ -29,7 +29,7 @@ GRAMMAR = """\
 Every verb:  sam3dist VERB [ARGUMENTS] [dotted.key=value ...]
 
 A dotted key changes one setting, whatever the preset says; `sam3dist config PRESET` prints them all with what
-they do. Each verb writes report.json and report.html into its run directory, whose path is printed last.
+they do. All but config and submit write report.json and report.html into a run directory and print its path last.
 SAM3DIST_DEBUG=1 shows where in the code a mistake was noticed."""
 
 
@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0 if the verb did what it was asked, 2 for a person's mistake, 1 for ours, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()  # while a closed pipe can still be told from a bug
+        return code
     except KeyboardInterrupt:
         print("\nsam3dist: interrupted; the same command again goes on where it can.", file=sys.stderr)
         return 130
-    except SystemExit as left:  # argparse, after --help
-        return left.code if isinstance(left.code, int) else 0
     except BrokenPipeError:  # `sam3dist config base | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -63,7 +63,11 @@ def _run(words: list[str]) -> int:
     if verb is submit.VERB and words[1:2] not in (["-h"], ["--help"]):
         return submit.run_words(words[1:])  # its words are those of another verb
     arguments, overrides = split(words[1:])
-    outcome = verb.run(_parser(verb).parse_args(arguments), overrides)
+    try:
+        options = _parser(verb).parse_args(arguments)
+    except SystemExit:  # argparse, after --help
+        return 0
+    outcome = verb.run(options, overrides)
     if isinstance(outcome, int):
         return outcome
     if outcome is not None:
