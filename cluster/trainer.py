@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig, StrategyConfig
 
 CHECKPOINTS = "checkpoints"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""In the former: which of them Ray Train knows, and resumes from."""
 TRAIN_SCENES, VAL_SCENES = 512, 64
 """Generated images where no data is named."""
 MOST_START_FAILURES = 3
@@ -49,11 +52,12 @@ def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str
     under the same path. The same directory again resumes at its last checkpoint, or, if the run was complete, gives
     its result again. Connects to a cluster (`session`) unless the process is connected.
 
-    Raises what a person can mend as it was raised in the worker, ResourceError before anything starts, and Ray's
-    TrainingFailedError once `strategy.max_failures` worker groups are lost.
+    Raises what a person can mend as it was raised in the worker, CheckpointError and ResourceError before anything
+    starts, and Ray's TrainingFailedError once `strategy.max_failures` worker groups are lost.
     """
     run_dir = run_dir or Path(config.run.dir or f"runs/train-{config.name}")
     config = located(config, run_dir.resolve())
+    require_resumable(config, run_dir.resolve())  # `fit` asks as well, but by then a cluster is up
     with session(config.run):
         check_resources(config.strategy, wait_s=config.run.wait_for_nodes_s)
         return fit(config, run_dir.resolve())
@@ -66,6 +70,7 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
     """
     shards = open_shards(str(config.data.train))
     open_shards(str(config.data.val))
+    require_resumable(config, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (run_dir / STOP).unlink(missing_ok=True)
@@ -123,6 +128,27 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return train_worker(settings)
 
 
+def require_resumable(config: DistillConfig, run_dir: Path) -> None:
+    """Raise CheckpointError where the run would go on from a checkpoint that was trained with other settings.
+
+    The workers refuse it, too, but only after the directory's config.yaml is that of this run.
+    """
+    snapshot = run_dir / CHECKPOINTS / SNAPSHOT
+    if not snapshot.is_file():
+        return
+    latest = json.loads(snapshot.read_text(encoding="utf-8"))["latest_checkpoint_result"]
+    if latest is None:
+        return
+    # Here, for the sake of fresh trials: their drivers need not spend ten seconds on networks they never build.
+    from sam3dist.engine.checkpoint import read_state, require_same_run, require_same_settings
+
+    checkpoint = run_dir / CHECKPOINTS / latest["checkpoint_dir_name"]
+    state = read_state(checkpoint)
+    fresh = replace(state, strategy=config.strategy.kind, world_size=config.strategy.num_workers)
+    require_same_run(checkpoint, state, fresh)
+    require_same_settings(checkpoint, config, finished=state.step >= config.optim.steps)
+
+
 def located(config: DistillConfig, run_dir: Path) -> DistillConfig:
     """The same run with its paths absolute, since workers start in directories of their own.
 
@@ -156,7 +182,7 @@ def threads(strategy: StrategyConfig) -> str:
 
 def _sweep(checkpoints: Path) -> None:
     """Delete directories of checkpoints that a crash cut short: Ray Train's manifest does not name them."""
-    manifest = checkpoints / "checkpoint_manager_snapshot.json"
+    manifest = checkpoints / SNAPSHOT
     if not manifest.is_file():
         return
     known = manifest.read_text(encoding="utf-8")

@@ -77,9 +77,12 @@ def test_two_workers_train_a_student_that_one_worker_measures_alike(
     found = run_evaluation(config, result["checkpoint"], str(tiny_run.data.val), tmp_path / "none")
     assert found["rejected"] == {"too many pixels": 6}, "of both workers"
 
-    # Another shape in the same directory: told at once, by name, and not tried again.
-    with pytest.raises(CheckpointError, match=r"checkpoint_.*other shapes"):
+    # Another shape in the same directory: told at once, by name, and config.yaml stays that of the run.
+    config_file = tmp_path / "config.yaml"
+    before = config_file.read_text()
+    with pytest.raises(CheckpointError, match=r"student.vision_width=32: .*checkpoint_.* with student.vision_width=16"):
         run_training(with_overrides(tiny_run, {"student.vision_width": 32, "optim.steps": 8}), tmp_path)
+    assert config_file.read_text() == before
 
 
 def test_a_killed_run_goes_on_and_a_stopped_one_leaves_a_checkpoint(

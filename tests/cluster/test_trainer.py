@@ -1,0 +1,63 @@
+"""What a run is refused for, or told, before a cluster is asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.trainer import CHECKPOINTS, SNAPSHOT, run_training
+from sam3dist.config.distill import DistillConfig
+from sam3dist.config.load import to_yaml, with_overrides
+from sam3dist.engine.checkpoint import TrainingState
+from sam3dist.errors import CheckpointError, ResourceError
+
+
+@pytest.fixture
+def config(tiny_run: DistillConfig) -> DistillConfig:
+    """A run on a cluster that nobody keeps."""
+    return with_overrides(tiny_run, {"run.address": "127.0.0.1:1"})
+
+
+def begun(config: DistillConfig, run_dir: Path, step: int) -> None:
+    """A run directory as a run leaves it that was stopped at this step."""
+    checkpoint = run_dir / CHECKPOINTS / "checkpoint_2026"
+    (checkpoint / "training").mkdir(parents=True)
+    state = TrainingState(0, config.strategy.kind, "fp32", config.strategy.num_workers, "architecture", step=step)
+    (checkpoint / "state.json").write_text(json.dumps(asdict(state)))
+    for place in (checkpoint, run_dir):
+        (place / "config.yaml").write_text(to_yaml(config))
+    known = {"latest_checkpoint_result": {"checkpoint_dir_name": checkpoint.name}}
+    (run_dir / CHECKPOINTS / SNAPSHOT).write_text(json.dumps(known))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"distillation.temperature": 6.0}, "distillation.temperature=6.0: .*checkpoint_2026 was trained with"),
+        ({"student.vision_width": 32}, "student.vision_width=32: .*student.vision_width=16; choose another run.dir"),
+        ({"strategy.kind": "fsdp"}, "strategy.kind=fsdp: .*checkpoint_2026 was saved by ddp"),
+        ({"optim.steps": 2, "optim.learning_rate": 0.1}, "optim.learning_rate=0.1: "),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_before_it_touches_the_directory(
+    config: DistillConfig, changed: dict[str, Any], said: str, tmp_path: Path
+):
+    begun(config, tmp_path, step=2)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(CheckpointError, match=said):
+        run_training(with_overrides(config, changed), tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_more_steps_or_workers_may_go_on(config: DistillConfig, tmp_path: Path):
+    begun(config, tmp_path, step=4)
+    more = with_overrides(config, {"optim.steps": 8, "optim.learning_rate": 0.1, "strategy.num_workers": 2})
+    with pytest.raises(ResourceError, match="no cluster answers there"):
+        run_training(more, tmp_path)
+    (tmp_path / CHECKPOINTS / SNAPSHOT).write_text(json.dumps({"latest_checkpoint_result": None}))
+    with pytest.raises(ResourceError, match="no cluster answers there"):
+        run_training(with_overrides(config, {"distillation.temperature": 6.0}), tmp_path)
