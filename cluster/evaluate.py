@@ -15,7 +15,8 @@ from cluster.mistakes import GiveUpOnMistakes, persons_mistake
 from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.trainer import scaling, threads
-from sam3dist.config.words import EVAL_TAKES, settings
+from sam3dist.config.load import to_yaml
+from sam3dist.config.words import EVAL_TAKES, run_dir, settings
 from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.rejects import Rejects
 from sam3dist.data.shards import open_shards
@@ -101,11 +102,12 @@ def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (checkpoint, shards), overrides = job.split(words, "CHECKPOINT", "SHARDS")
     config = settings("eval", overrides, TAKES)
-    run_dir = job.lasting(config.run.dir or f"runs/eval-{Path(checkpoint).name}")
-    result = run_evaluation(config, checkpoint, shards, run_dir)
-    write_report(run_dir, {"verb": "eval", "seconds": time.perf_counter() - started, **result})
+    directory = job.lasting(str(run_dir(config, "eval", checkpoint, shards)))
+    result = run_evaluation(config, checkpoint, shards, directory)
+    (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    write_report(directory, {"verb": "eval", "seconds": time.perf_counter() - started, **result})
     print(job.numbers(result["metrics"]))
-    return run_dir
+    return directory
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3dist.errors import ConfigError
@@ -60,3 +61,14 @@ def settings(verb: str, overrides: Mapping[str, str], takes: Iterable[str]) -> D
         if not any(key == taken or key.startswith(taken + ".") for taken in known):
             raise ConfigError(f"{key}: has no effect on {verb}, which takes {', '.join(known)}.")
     return config
+
+
+def run_dir(config: DistillConfig, verb: str, *names: str) -> Path:
+    """Where a verb writes: `run.dir`, or runs/VERB-NAMES; the names are all that it was asked about."""
+    return Path(config.run.dir or "-".join([f"runs/{verb}", *map(slug, names)]))
+
+
+def slug(text: str) -> str:
+    """The text as a file name: letters, digits, dots and dashes; of a path its last two parts at most."""
+    parts = [part for part in re.split(r"[/\\]+", text) if part not in ("", ".", "..")]
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts[-2:])).strip("-.") or "run"

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     open_shards(options.shards)  # a wrong path shows before minutes of loading
     student = load(options.student)
     teacher = load(options.teacher, config.teacher.precision)
-    directory = run_dir(config, "compare", options.student)
+    directory = run_dir(config, "compare", options.student, options.teacher, options.shards)
     found, drawn = compared(student, teacher, options.shards, config, directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(to_yaml(config))

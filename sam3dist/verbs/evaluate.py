@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
         )
     seconds = time.perf_counter() - loaded
     size = model_size(model.net.config)
-    directory = run_dir(config, "eval", options.checkpoint)
+    directory = run_dir(config, "eval", options.checkpoint, options.shards)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(to_yaml(config))
     report: dict[str, Any] = {

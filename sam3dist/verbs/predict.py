@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     model = load(options.checkpoint, config.teacher.precision)
     found = predict(model, image, phrases, config.eval.threshold)
 
-    directory = run_dir(config, "predict", Path(options.image).stem)
+    directory = run_dir(config, "predict", options.checkpoint, str(Path(options.image).with_suffix("")))
     figures = directory / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     stem = slug(Path(options.image).stem)

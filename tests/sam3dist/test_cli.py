@@ -16,7 +16,7 @@ from sam3dist.data.samples.write import write_scenes
 from sam3dist.data.shards import open_shards
 from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.models.source import resolve
-from sam3dist.verbs.grammar import Verb, slug, split
+from sam3dist.verbs.grammar import Verb, run_dir, slug, split
 
 NAMES = [verb.name for verb in VERBS]
 
@@ -250,12 +250,14 @@ def test_eval_counts_the_rows_it_set_aside(tiny_teacher_dir: Path, shards: Path)
 
 def test_compare_reports_both_and_draws_where_they_differ(tiny_teacher_dir: Path, shards: Path):
     words = ["compare", str(tiny_teacher_dir), str(tiny_teacher_dir), str(shards), "eval.threshold=0.2"]
-    assert main([*words, "run.figures=2", "eval.max_images=3", "run.dir=here"]) == 0
-    report = report_in("here")
+    assert main([*words, "run.figures=2", "eval.max_images=3"]) == 0
+    model, data = slug(str(tiny_teacher_dir)), slug(str(shards))
+    here = Path(f"runs/compare-{model}-{model}-{data}")
+    report = report_in(here)
     assert report["student"] == report["teacher"]
     assert report["student_over_teacher"] == pytest.approx(1)
     assert len(report["figures"]) == 2
-    assert all((Path("here") / figure).is_file() for figure in report["figures"])
+    assert all((here / figure).is_file() for figure in report["figures"])
 
 
 def test_predict_leaves_a_picture_and_annotations(
@@ -263,12 +265,13 @@ def test_predict_leaves_a_picture_and_annotations(
 ):
     image = sorted(scenes[1].iterdir())[0]
     assert main(["predict", str(tiny_teacher_dir), str(image), "red circle", "a dog", "eval.threshold=0.01"]) == 0
-    run_dir = Path(capsys.readouterr().out.splitlines()[-1])
-    report = report_in(run_dir)
+    here = Path(capsys.readouterr().out.splitlines()[-1])
+    assert here.name == f"predict-{slug(str(tiny_teacher_dir))}-images-{image.stem}"
+    report = report_in(here)
     assert [found["phrase"] for found in report["found"]] == ["red circle", "a dog"]
-    document = json.loads((run_dir / report["annotations"]).read_text())
+    document = json.loads((here / report["annotations"]).read_text())
     assert len(document["annotations"]) == sum(found["instances"] for found in report["found"]) > 0
-    assert Image.open(run_dir / report["figures"][0]).size == Image.open(image).size
+    assert Image.open(here / report["figures"][0]).size == Image.open(image).size
 
 
 def test_a_run_directory_stands_for_its_checkpoint(tiny_teacher_dir: Path, shards: Path):
@@ -318,6 +321,18 @@ def environment() -> dict[str, str]:
     """Of a program of its own, with standard output buffered as usual."""
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     return {**inherited, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
+def test_what_a_verb_was_asked_about_makes_a_run_directory_of_its_own():
+    config = load_preset("small")
+    asked = ("runs/train-small", "shards/val"), ("runs/train-small", "shards/test"), ("embedded", "shards/val")
+    assert [str(run_dir(config, "eval", *names)) for names in asked] == [
+        "runs/eval-runs-train-small-shards-val",
+        "runs/eval-runs-train-small-shards-test",
+        "runs/eval-embedded-shards-val",
+    ]
+    named = config.model_copy(update={"run": config.run.model_copy(update={"dir": "here"})})
+    assert run_dir(named, "eval", "embedded", "shards/val") == Path("here")
 
 
 def test_the_module_runs_as_a_program():
