@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,10 @@ from cluster.streams import TRAIN, reference_dataset, split_config
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import open_shards
+from sam3dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sam3dist.config.distill import DistillConfig, StrategyConfig
+    from sam3dist.config.distill import DataConfig, DistillConfig, StrategyConfig
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -154,15 +155,28 @@ def located(config: DistillConfig, run_dir: Path) -> DistillConfig:
 
     Where no data is named, scenes are generated in the run directory.
     """
-    train, val = config.data.train, config.data.val
-    scenes = run_dir / "scenes"
-    found: Mapping[str, str] = {
-        "data.train": str(Path(train).resolve() if train else scene_shards(scenes, TRAIN_SCENES, config.run.seed)),
-        "data.val": str(Path(val).resolve() if val else scene_shards(scenes, VAL_SCENES, config.run.seed + 1)),
-    }
+    named, scenes = named_data(config.data), run_dir / "scenes"
+    if named is None:
+        print(f"data.train and data.val are not named: generated scenes of {scenes} take their place", flush=True)
+        seed = config.run.seed
+        named = scene_shards(scenes, TRAIN_SCENES, seed), scene_shards(scenes, VAL_SCENES, seed + 1)
+    found = {"data.train": str(named[0].resolve()), "data.val": str(named[1].resolve())}
     if Path(config.teacher.source).exists():
-        found = {**found, "teacher.source": str(Path(config.teacher.source).resolve())}
+        found["teacher.source"] = str(Path(config.teacher.source).resolve())
     return with_overrides(config, found)
+
+
+def named_data(data: DataConfig) -> tuple[Path, Path] | None:
+    """The shards to train and to evaluate on, or None where neither is named; ConfigError where just one is."""
+    if data.train is not None and data.val is not None:
+        return Path(data.train), Path(data.val)
+    if data.train is None and data.val is None:
+        return None
+    given, missing = ("train", "val") if data.val is None else ("val", "train")
+    raise ConfigError(
+        f"data.{missing}: not named, though data.{given}={getattr(data, given)} is; name both, or neither for "
+        "generated scenes."
+    )
 
 
 def scaling(strategy: StrategyConfig) -> ScalingConfig:

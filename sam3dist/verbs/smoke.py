@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Overrides) -> Path:
-    from sam3dist.config.load import load_search, to_yaml, with_search_overrides
+    from sam3dist.config.load import load_search, with_search_overrides
     from sam3dist.figures import entries, search_figures
     from sam3dist.report import write_report
     from sam3dist.verbs.checkpoints import load
@@ -41,8 +41,8 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     search = with_search_overrides(load_search(SPACE), overrides)
     directory = Path(search.base().run.dir or "runs/smoke").resolve()
     teacher = load(search.base().teacher.source, search.base().teacher.precision)
-    clear_finished(directory)
     search = with_search_overrides(search, scenes(search.base(), directory / "scenes"))
+    clear_finished(directory)
     config = search.base()
 
     from cluster.search import run_search
@@ -54,7 +54,6 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     found, panels = compared(load(best["checkpoint"]), teacher, result["data"]["val"], config, directory)
     star = {"metrics": found["teacher"], "params_millions": found["sizes"]["teacher"]["params_millions"]}
     drawn = {**search_figures(directory, config.objective.quality, result, star), **panels}
-    (directory / "config.yaml").write_text(to_yaml(config))
     seconds = time.perf_counter() - started
     report = {"verb": "smoke", "seconds": seconds, **result, "before": best["before"], **found}
     write_report(directory, {**report, **entries(directory, drawn)})
@@ -81,13 +80,14 @@ def clear_finished(directory: Path) -> None:
 
 
 def scenes(config: DistillConfig, folder: Path) -> Overrides:
-    """Overrides that name shards of generated scenes, wherever the configuration names none."""
+    """Overrides that name shards of generated scenes, unless the configuration names shards; ConfigError for one."""
+    from cluster.trainer import named_data
     from sam3dist.data.samples.write import scene_shards
     from sam3dist.verbs.console import progress
 
-    made = {}
-    for seed, (split, given) in enumerate((("train", config.data.train), ("val", config.data.val))):
-        if given is None:
+    made: Overrides = {}
+    if named_data(config.data) is None:
+        for seed, split in enumerate(SCENES):
             with progress(f"generating {split} scenes") as update:
                 made[f"data.{split}"] = str(scene_shards(folder, SCENES[split], seed, SCENE_SIDE, update))
     return made

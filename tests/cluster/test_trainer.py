@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from cluster.trainer import CHECKPOINTS, SNAPSHOT, run_training
+from cluster.trainer import CHECKPOINTS, SNAPSHOT, located, run_training
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import to_yaml, with_overrides
+from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import TrainingState
-from sam3dist.errors import CheckpointError, ResourceError
+from sam3dist.errors import CheckpointError, ConfigError, ResourceError
+from sam3dist.verbs import smoke
 
 
 @pytest.fixture
@@ -61,3 +63,30 @@ def test_more_steps_or_workers_may_go_on(config: DistillConfig, tmp_path: Path):
     (tmp_path / CHECKPOINTS / SNAPSHOT).write_text(json.dumps({"latest_checkpoint_result": None}))
     with pytest.raises(ResourceError, match="no cluster answers there"):
         run_training(with_overrides(config, {"distillation.temperature": 6.0}), tmp_path)
+
+
+@pytest.mark.parametrize(("missing", "given"), [("val", "train"), ("train", "val")])
+def test_naming_half_of_the_data_is_refused_and_nothing_is_generated(
+    config: DistillConfig, missing: str, given: str, tmp_path: Path
+):
+    half = with_overrides(config, {f"data.{missing}": None, f"data.{given}": "shards"})
+    for find in (lambda: located(half, tmp_path), lambda: smoke.scenes(half, tmp_path)):
+        with pytest.raises(ConfigError, match=rf"data\.{missing}: not named, though data\.{given}=shards is") as caught:
+            find()
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_generated_scenes_are_told_and_named_data_is_not(
+    config: DistillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert located(config, tmp_path).data == config.data
+    assert capsys.readouterr().out == ""
+    assert smoke.scenes(config, tmp_path) == {}
+    monkeypatch.setattr("cluster.trainer.TRAIN_SCENES", 2)
+    monkeypatch.setattr("cluster.trainer.VAL_SCENES", 1)
+    found = located(with_overrides(config, {"data.train": None, "data.val": None}), tmp_path).data
+    assert [open_shards(str(folder)).rows for folder in (found.train, found.val)] == [2, 1]
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert str(tmp_path / "scenes") in said
