@@ -33,8 +33,8 @@ from sam3dist.models.teacher import teacher_config
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
 
-TRIALS, TUNE, CONFIG = "trials", "tune", "search.yaml"
-"""In the run directory: a run directory per trial, Tune's state, and the search itself."""
+TRIALS, TUNE, CONFIG, BASE = "trials", "tune", "search.yaml", "config.yaml"
+"""In the run directory: a run directory per trial, Tune's state, the search, and the run every trial starts from."""
 JOURNAL, RUNGS = "optuna.journal", "rungs.json"
 """Optuna's study, which `optuna-dashboard` shows, and the scores ASHA compares with."""
 MISTAKE = "mistake.txt"
@@ -93,6 +93,7 @@ def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Ref
         (run_dir / name).unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / CONFIG).write_text(to_yaml(search), encoding="utf-8")
+    (run_dir / BASE).write_text(to_yaml(base), encoding="utf-8")
     steps, quality = base.optim.steps, base.objective.quality
     return tune.Tuner(
         trainable,

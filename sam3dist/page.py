@@ -82,11 +82,10 @@ class Picture:
 
 
 def html(report: Mapping[str, Any], run_dir: Path) -> str:
-    """The page of a report; figures, config.yaml and their captions are read from the run directory."""
+    """The page of a report; figures, config.yaml and search.yaml are read from the run directory."""
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    config = run_dir / "config.yaml"
     return environment.get_template(TEMPLATE).render(
         title=TITLES.get(report["verb"], report["verb"]),
         name=run_dir.name,
@@ -96,7 +95,7 @@ def html(report: Mapping[str, Any], run_dir: Path) -> str:
         tiles=list(tiles(report)),
         tables=list(tables(report)),
         pictures=list(pictures(report, run_dir)),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        settings=list(settings(report, run_dir)),
         numbers=[(key, shown(value)) for key, value in flat(report) if not key.startswith("versions.")],
         versions=report["versions"],
     )
@@ -178,6 +177,17 @@ def _trials(report: Mapping[str, Any]) -> Table:
     marked = frozenset(index for index, trial in enumerate(trials) if trial["trial"] in on_front)
     note = "Highlighted: on the Pareto front, so no other trial is better and smaller."
     return Table("Trials", columns, rows, marked, note)
+
+
+def settings(report: Mapping[str, Any], run_dir: Path) -> Iterator[tuple[str, str]]:
+    """What was asked for: a title and YAML, of a search its ranges first."""
+    titles = {"config.yaml": "Configuration"}
+    if "front" in report:
+        titles = {"search.yaml": "Search", "config.yaml": "Configuration that every trial starts from"}
+    for name, title in titles.items():
+        file = run_dir / name
+        if file.is_file():
+            yield title, file.read_text(encoding="utf-8")
 
 
 def pictures(report: Mapping[str, Any], run_dir: Path) -> Iterator[Picture]:

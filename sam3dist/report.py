@@ -20,7 +20,7 @@ def write_report(run_dir: Path | str, report: Mapping[str, Any]) -> dict[str, An
     """The report as written to run_dir/report.json, with `status`, `run_dir` and `versions` filled in.
 
     `report` holds at least `verb` and `seconds`. Numbers that are not finite become null, because JSON has none
-    of them. run_dir/report.html shows the same with the curves of history.jsonl, the figures, and config.yaml.
+    of them. run_dir/report.html shows the same with the figures, config.yaml and, of a search, search.yaml.
     """
     assert {"verb", "seconds"} <= report.keys(), sorted(report)
     directory = Path(run_dir)

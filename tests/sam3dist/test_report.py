@@ -156,6 +156,15 @@ def test_the_configuration_is_on_the_page_and_escaped(tmp_path: Path):
     assert "name: &lt;b&gt;bold&lt;/b&gt;" in written(tmp_path, "train")[1]
 
 
+def test_the_page_of_a_search_shows_its_ranges_and_what_all_trials_share(tmp_path: Path):
+    (tmp_path / "search.yaml").write_text("space:\n  distillation.temperature: {uniform: [1.0, 6.0]}\n")
+    (tmp_path / "config.yaml").write_text("name: shared\n")
+    for verb in ("tune", "smoke"):
+        _, page = written(tmp_path, verb)
+        assert page.index("uniform: [1.0, 6.0]") < page.index("name: shared")
+    assert "uniform" not in written(tmp_path, "eval")[1]  # left there by another run
+
+
 def test_a_report_replaces_the_one_before_and_leaves_nothing_else(tmp_path: Path):
     written(tmp_path, "train")
     written(tmp_path, "eval")
