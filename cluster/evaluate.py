@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray.train import LoggingConfig, RunConfig, TrainingFailedError
+from ray.train import LoggingConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import job
-from cluster.mistakes import GiveUpOnMistakes, persons_mistake
+from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
-from cluster.trainer import scaling, threads
+from cluster.trainer import failures, scaling, threads
 from sam3dist.config.load import to_yaml
 from sam3dist.config.words import EVAL_TAKES, run_dir, settings
 from sam3dist.data.batches import evaluation_batches
@@ -54,18 +54,14 @@ def run_evaluation(config: DistillConfig, checkpoint: str, shards: str, run_dir:
             run_config=RunConfig(
                 name="evaluation",
                 storage_path=str(run_dir.resolve()),
+                failure_config=failures(config.strategy),
                 callbacks=[GiveUpOnMistakes()],
                 worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
-        try:
+        with explained():
             return {"checkpoint": source, "shards": shards, **trainer.fit().return_value}
-        except TrainingFailedError as error:
-            mistake = persons_mistake(error)
-            if mistake is not None:
-                raise mistake from error
-            raise
 
 
 def evaluate_worker(given: dict[str, Any]) -> dict[str, Any]:

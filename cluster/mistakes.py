@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from ray.exceptions import RayTaskError
-from ray.train import UserCallback
+from ray.train import ControllerError, TrainingFailedError, UserCallback
 
-from sam3dist.errors import Sam3DistError
+# Ray hands these to whoever catches a ControllerError, but exports them nowhere.
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+from sam3dist.errors import ResourceError, Sam3DistError
 
 WRAPPERS = ("controller_failure", "cause", "__cause__", "__context__")
 """Attributes by which Ray's and Python's errors hold the one before."""
@@ -24,6 +28,29 @@ class GiveUpOnMistakes(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, Sam3DistError):
                 raise error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Inside, what Ray Train raises is the mistake that it holds, or a ResourceError where workers never started."""
+    try:
+        yield
+    except TrainingFailedError as error:
+        mistake = persons_mistake(error) or _not_started(error)
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+def _not_started(error: TrainingFailedError) -> ResourceError | None:
+    reason = error.controller_failure if isinstance(error, ControllerError) else None
+    if not isinstance(reason, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError):
+        return None
+    first = " ".join(str(reason).split()).partition(". ")[0].rstrip(".")
+    return ResourceError(
+        f"the workers did not start, however often it was tried ({first}); other jobs may hold what they need: try "
+        "again later, ask for less (strategy.num_workers), or wait longer (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)."
+    )
 
 
 def persons_mistake(error: BaseException | None) -> Sam3DistError | None:

@@ -16,12 +16,11 @@ from ray.train import (
     LoggingConfig,
     RunConfig,
     ScalingConfig,
-    TrainingFailedError,
     UserCallback,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.mistakes import GiveUpOnMistakes, persons_mistake
+from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.stopping import STOP, checkpoint_on_sigterm
@@ -86,9 +85,7 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=str(run_dir),
-            failure_config=FailureConfig(
-                max_failures=config.strategy.max_failures, controller_failure_limit=MOST_START_FAILURES
-            ),
+            failure_config=failures(config.strategy),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             callbacks=[GiveUpOnMistakes(), *callbacks],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
@@ -96,13 +93,8 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
         ),
     )
     try:
-        with checkpoint_on_sigterm(run_dir):
+        with explained(), checkpoint_on_sigterm(run_dir):
             result = trainer.fit()
-    except TrainingFailedError as error:
-        mistake = persons_mistake(error)
-        if mistake is not None:
-            raise mistake from error
-        raise
     finally:
         _sweep(run_dir / CHECKPOINTS)
     report = result.return_value
@@ -187,6 +179,11 @@ def scaling(strategy: StrategyConfig) -> ScalingConfig:
         use_gpu=strategy.use_gpu,
         resources_per_worker={"CPU": strategy.cpus_per_worker, **gpu},
     )
+
+
+def failures(strategy: StrategyConfig) -> FailureConfig:
+    """How often Ray Train tries again: with workers that were lost, and with ones that did not start."""
+    return FailureConfig(max_failures=strategy.max_failures, controller_failure_limit=MOST_START_FAILURES)
 
 
 def threads(strategy: StrategyConfig) -> str:

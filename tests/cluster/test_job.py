@@ -13,12 +13,13 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.job_submission import JobDetails, JobStatus, JobType
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from cluster.job import lasting, split
-from cluster.mistakes import GiveUpOnMistakes, persons_mistake
+from cluster.mistakes import GiveUpOnMistakes, explained, persons_mistake
 from cluster.session import JOB_CONFIG, _without_those_of_the_job, job_variables
 from cluster.submit import entry, exit_code
-from sam3dist.errors import ConfigError, DataError
+from sam3dist.errors import ConfigError, DataError, ResourceError
 
 
 def test_words_are_arguments_or_overrides():
@@ -103,6 +104,26 @@ def test_a_persons_mistake_is_found_under_what_ray_wraps_around_it():
         assert str(persons_mistake(cloudpickle.loads(cloudpickle.dumps(wrapped)))) == str(mistake)
     assert persons_mistake(WorkerGroupError("lost", {0: RuntimeError("killed")})) is None
     assert persons_mistake(None) is None
+
+
+def raised(error: Exception) -> Exception:
+    """What comes of an error of Ray Train."""
+    with pytest.raises(Exception) as caught, explained():
+        raise error
+    return caught.value
+
+
+def test_workers_that_never_start_are_told_in_one_line_but_a_bug_as_it_is():
+    for reason in (WorkerGroupStartupTimeoutError(3), WorkerGroupStartupFailedError("a node died.\nits log")):
+        said = raised(cloudpickle.loads(cloudpickle.dumps(ControllerError(reason))))
+        assert isinstance(said, ResourceError)
+        assert "\n" not in str(said)
+        assert "strategy.num_workers" in str(said)
+    assert "waiting for 3 workers)" in str(raised(ControllerError(WorkerGroupStartupTimeoutError(3))))
+    mistake = DataError("shards/7.parquet: unreadable.")
+    assert raised(ControllerError(mistake)) is mistake
+    for bug in (ControllerError(KeyError("a bug")), WorkerGroupError("lost", {0: RuntimeError("killed")})):
+        assert raised(bug) is bug
 
 
 def test_a_lost_worker_is_tried_again_but_a_mistake_is_not():

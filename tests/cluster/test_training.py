@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.util import placement_group, remove_placement_group
 
 from cluster.evaluate import run_evaluation
+from cluster.session import session
 from cluster.trainer import CHECKPOINTS, run_training
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import with_overrides
 from sam3dist.engine.checkpoint import read_state
 from sam3dist.engine.loggers import read_history
-from sam3dist.errors import CheckpointError
+from sam3dist.errors import CheckpointError, ResourceError
+from tests.cluster.conftest import CPUS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -114,6 +118,23 @@ def test_a_killed_run_goes_on_and_a_stopped_one_leaves_a_checkpoint(
     steps = [line["step"] for line in read_history(run_dir / "history.jsonl") if line["kind"] == "train"]
     assert steps == list(range(1, state.step + 1)), "each step once, though the run was killed between"
     assert state.images == 2 * state.step
+
+
+def test_a_cluster_that_stays_busy_is_given_up_in_one_line(
+    running_cluster: Any, tiny_run: DistillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    config = with_overrides(tiny_run, {"run.address": running_cluster.address})
+    with session(config.run):
+        others = placement_group([{"CPU": CPUS}])
+        ray.get(others.ready(), timeout=30)
+        try:
+            with pytest.raises(ResourceError, match="the workers did not start"):
+                run_evaluation(config, str(config.teacher.source), str(config.data.val), tmp_path / "evaluation")
+            with pytest.raises(ResourceError, match="the workers did not start"):
+                run_training(config, tmp_path / "run")
+        finally:
+            remove_placement_group(others)
 
 
 def test_a_cluster_too_small_is_said_in_one_line_within_seconds(tiny_settings: dict[str, Any], tmp_path: Path):
