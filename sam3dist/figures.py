@@ -13,12 +13,13 @@ from sam3dist.data.shards import open_shards
 from sam3dist.engine.loggers import read_history
 from sam3dist.models.size import model_size
 from sam3dist.models.teacher import load_teacher, teacher_config
-from sam3dist.visualize import curves, pareto_plot
+from sam3dist.plots import curves, pareto_plot, trial_curves
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
 
 CURVES = "Training loss by its terms, and quality on the validation data from the untrained student on."
+TRIALS = "Quality of every trial on the validation data, from the untrained student on; a cross where one was stopped."
 PARETO = "Every trial by size and quality. The front is what no other trial beats in both."
 SLOW_MILLIONS = 50
 """A larger teacher takes minutes for a few pictures on a CPU, so a training run leaves them to `compare`."""
@@ -52,10 +53,16 @@ def training_figures(run_dir: Path, config: DistillConfig, result: Mapping[str, 
 def search_figures(
     run_dir: Path, quality: str, result: Mapping[str, Any], teacher: Mapping[str, Any] | None = None
 ) -> dict[Path, str]:
-    """The trials by size and quality; with `teacher` ("metrics", "params_millions") as what they are held against.
+    """The trials by size and quality, their quality over the steps, and the curves of the best.
 
-    result: what `run_search` gives.
+    result: what `run_search` gives. teacher: its "metrics" and "params_millions", what the trials are held against.
     """
+    trials, folder = result["trials"], run_dir / "figures"
     front = [point["trial"] for point in result["front"]]
-    path = run_dir / "figures" / "pareto.png"
-    return {pareto_plot(result["trials"], front, quality=quality, path=path, teacher=teacher): PARETO}
+    drawn = {pareto_plot(trials, front, quality=quality, path=folder / "pareto.png", teacher=teacher): PARETO}
+    histories = {t["trial"]: read_history(run_dir / "trials" / t["trial"] / "history.jsonl") for t in trials}
+    if any(histories.values()):
+        best = result["best"]["trial"]
+        drawn[trial_curves(trials, histories, quality=quality, path=folder / "trials.png", teacher=teacher)] = TRIALS
+        drawn[curves(histories[best], path=folder / "curves.png", title=f"Trial {best}, the best by score")] = CURVES
+    return drawn

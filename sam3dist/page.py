@@ -198,7 +198,7 @@ def pictures(report: Mapping[str, Any], run_dir: Path) -> Iterator[Picture]:
         kind, data = _packed(file)
         caption = captions.get(path) or file.stem.replace("_", " ").replace("-", " ")
         uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-        yield Picture(uri, caption, chart=file.stem in ("pareto", "curves"))
+        yield Picture(uri, caption, chart=file.stem in ("pareto", "trials", "curves"))
 
 
 def _packed(file: Path) -> tuple[str, bytes]:

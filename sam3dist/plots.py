@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, FAINT = "#1f2933", "#6b7785", "#dfe4ea"
+INK, MUTED, GREY, FAINT = "#1f2933", "#6b7785", "#b8c0ca", "#dfe4ea"
 TEACHER, STUDENT = "#2176ff", "#ff6b1a"
 """The teacher is blue and the student orange wherever they are drawn."""
 SERIES = ("#2176ff", "#ff6b1a", "#00a67d", "#9b5de5", "#e4a700", "#00a8c6")
@@ -25,6 +25,8 @@ TITLES = {
     "cgf1": "cgF1",
 }
 LOSSES = ("total", "task", "distillation", "feature")
+MOST_NAMED = 2 * len(SERIES)
+"""Trials with a colour of their own: each colour solid, then dashed."""
 
 
 @contextmanager
@@ -98,7 +100,7 @@ def pareto_plot(
             chosen = [(s, v) for s, v, trial in others if (trial.get("state") == "stopped") is hollow]
             if chosen:
                 xs, ys = zip(*chosen, strict=True)
-                face = "white" if hollow else "#b8c0ca"
+                face = "white" if hollow else GREY
                 axis.scatter(xs, ys, s=42, facecolor=face, edgecolor="#a3adb8", linewidth=1.2, label=name)
         for size, value, _ in best:
             axis.scatter(size, value, s=84, color=STUDENT, edgecolor="white", linewidth=1.4, zorder=4)
@@ -147,6 +149,49 @@ def curves(history: Sequence[Mapping[str, Any]], *, path: Path, title: str = "")
             right.set_ylim(-0.02, 1.02)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=13, weight="bold")
+        return save(figure, path)
+
+
+def trial_curves(
+    trials: Sequence[Mapping[str, Any]],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    quality: str,
+    path: Path,
+    teacher: Mapping[str, Any] | None = None,
+) -> Path:
+    """`path`, with the quality of each trial over its steps, and a cross where it was stopped early.
+
+    histories: the lines of history.jsonl by trial. The best by their last value are named and coloured, all others
+    grey. trials, teacher: as for `pareto_plot`; the teacher is a line across.
+    """
+    from matplotlib.figure import Figure
+
+    stopped = {trial["trial"] for trial in trials if trial["state"] == "stopped"}
+    found = {name: _series(history, "eval", quality) for name, history in histories.items()}
+    ranked = sorted(((name, points) for name, points in found.items() if points), key=lambda item: -item[1][-1][1])
+    with styled():
+        figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+        axis = figure.subplots()
+        for place, (name, points) in enumerate(ranked):
+            steps, values = zip(*points, strict=True)
+            look: dict[str, Any] = {"color": GREY, "linewidth": 1, "zorder": 2}
+            if place < MOST_NAMED:
+                style = "solid" if place < len(SERIES) else "dashed"
+                look = {"color": SERIES[place % len(SERIES)], "linewidth": 1.8, "linestyle": style, "zorder": 3}
+                look["label"] = f"{name}  {values[-1]:.3f}{'  stopped' if name in stopped else ''}"
+            elif place == MOST_NAMED:
+                look["label"] = f"{len(ranked) - MOST_NAMED} others"
+            axis.plot(steps, values, **look)
+            axis.plot(steps[-1], values[-1], marker="x" if name in stopped else "o", markersize=5, color=look["color"])
+        if teacher is not None and _is_number(teacher["metrics"].get(quality)):
+            height = teacher["metrics"][quality]
+            axis.axhline(height, color=TEACHER, linewidth=1, linestyle=(0, (2, 4)), label=f"teacher  {height:.3f}")
+        axis.set_xlabel("step")
+        axis.set_ylabel(TITLES.get(quality, quality))
+        axis.set_title("Quality of each trial as it trains")
+        if ranked:
+            axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="trial, last value", alignment="left")
         return save(figure, path)
 
 

@@ -16,14 +16,12 @@ from scipy.optimize import linear_sum_assignment
 
 from sam3dist.metrics.iou import iou
 from sam3dist.overlay import PALETTE
-from sam3dist.plots import INK, MUTED, STUDENT, TEACHER, curves, pareto_plot, save, styled
+from sam3dist.plots import INK, MUTED, STUDENT, TEACHER, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-
-__all__ = ["curves", "pareto_plot", "six_panels"]
 
 SIDE = 640
 FOUND, FALSE, MISSED = "#00a67d", "#e4572e", "#f2c14e"  # apart for colour-blind eyes, too

@@ -55,11 +55,14 @@ def test_a_large_teacher_draws_nothing_on_a_cpu(tiny_teacher_dir: Path, run_dir:
     assert [path.name for path in drawn] == ["curves.png"]
 
 
-def test_a_search_shows_its_front(tmp_path: Path):
+def test_a_search_shows_its_front_its_trials_and_the_curves_of_the_best(run_dir: Path, tmp_path: Path):
     trials = [
         {"trial": "000", "state": "done", "config": {}, "metrics": {"miou_all": 0.5}, "params_millions": 1.0},
         {"trial": "001", "state": "refused", "config": {}, "metrics": {}, "params_millions": None},
     ]
-    drawn = search_figures(tmp_path, "miou_all", {"trials": trials, "front": [{"trial": "000"}]})
-    assert entries(tmp_path, drawn)["figures"] == ["figures/pareto.png"]
-    assert Image.open(tmp_path / "figures" / "pareto.png").size[0] > 300
+    result = {"trials": trials, "front": [{"trial": "000"}], "best": trials[0]}
+    (tmp_path / "trials" / "000").mkdir(parents=True)
+    (run_dir / "history.jsonl").rename(tmp_path / "trials" / "000" / "history.jsonl")
+    told = entries(tmp_path, search_figures(tmp_path, "miou_all", result))
+    assert told["figures"] == ["figures/pareto.png", "figures/trials.png", "figures/curves.png"]
+    assert all(Image.open(tmp_path / path).size[0] > 300 for path in told["figures"])

@@ -71,7 +71,11 @@ def test_smoke_searches_compares_and_reports(
     assert all(point.keys() >= FRONT_KEYS for point in report["front"])
     assert report["best"]["trial"] in {trial["trial"] for trial in report["trials"]}
     assert {"hypervolume", "student", "teacher", "student_over_teacher", "before"} <= report.keys()
-    assert report["figures"] == ["figures/pareto.png", "figures/panel_01.png"]
+    charts = ["figures/pareto.png", "figures/trials.png", "figures/curves.png"]
+    assert report["figures"] == [*charts, "figures/panel_01.png"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<summary>Search</summary>" in page
+    assert "<summary>Configuration that every trial starts from</summary>" in page
 
 
 def test_a_finished_smoke_run_makes_room_but_keeps_its_scenes_and_what_is_not_ours(tmp_path: Path):

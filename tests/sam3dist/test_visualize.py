@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3dist.plots import STUDENT, TEACHER
-from sam3dist.visualize import FALSE, FOUND, MISSED, curves, pareto_plot, six_panels
+from sam3dist.plots import GREY, MOST_NAMED, SERIES, STUDENT, TEACHER, curves, pareto_plot, trial_curves
+from sam3dist.visualize import FALSE, FOUND, MISSED, six_panels
 from sam3dist.visualize import _object_colors as object_colors
 from sam3dist.visualize import _shares as shares
 
@@ -92,6 +92,24 @@ def test_pareto_plot_colours_the_front_and_stars_the_teacher(tmp_path):
 def test_pareto_plot_of_few_trials_is_drawn(tmp_path, trials):
     path = pareto_plot(trials, [t["trial"] for t in trials], quality="miou_all", path=tmp_path / "few.png")
     assert (share_of(path, STUDENT) > 0) == bool(trials)
+
+
+def test_trials_are_drawn_over_their_steps_the_best_in_colours_of_their_own(tmp_path):
+    def evaluations(top: float) -> list[dict]:
+        return [{"step": step, "kind": "eval", "miou_all": top * step / 60, "dice": 1.0} for step in (0, 30, 60)]
+
+    names = [f"{number:03d}" for number in range(MOST_NAMED + 1)]
+    histories = {name: evaluations(0.9 - 0.05 * place) for place, name in enumerate(names)}
+    trials = [trial(name, 1, 0.5) for name in names]
+    one = trial_curves(trials, {"000": histories["000"]}, quality="miou_all", path=tmp_path / "one.png")
+    assert [share_of(one, color) > 0 for color in SERIES] == [True] + [False] * (len(SERIES) - 1)
+    many = trial_curves(trials, histories, quality="miou_all", path=tmp_path / "many.png")
+    assert all(share_of(many, color) > 0 for color in SERIES)
+    del histories[names[-1]]
+    named = trial_curves(trials, histories, quality="miou_all", path=tmp_path / "named.png")
+    assert share_of(many, GREY) > share_of(named, GREY) + 0.0005  # the one too many is drawn in grey
+    none = trial_curves(trials, histories, quality="presence_f1", path=tmp_path / "none.png")
+    assert all(share_of(none, color) == 0 for color in SERIES)
 
 
 def test_curves_leave_out_null_and_terms_that_are_off(tmp_path):
