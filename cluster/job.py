@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from cluster.mistakes import persons_mistake
 from cluster.stopping import leave_on_sigterm
 from sam3dist.config.words import split as words_and_keys
-from sam3dist.errors import ConfigError
+from sam3dist.errors import ConfigError, in_one_line
 
 UPLOADED = "working_dir_files"
 """Below a directory of this name Ray unpacks the folder of a submitted job."""
@@ -27,11 +27,11 @@ def run(work: Callable[[Sequence[str]], Path]) -> NoReturn:
     try:
         print(work(sys.argv[1:]), flush=True)
     except Exception as error:
-        mistake = persons_mistake(error)
+        mistake = in_one_line(persons_mistake(error) or error)
         if mistake is None or os.environ.get("SAM3DIST_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         if mistake is not None:
-            print("sam3dist: " + " ".join(str(mistake).split()), file=sys.stderr, flush=True)
+            print(f"sam3dist: {mistake}", file=sys.stderr, flush=True)
         sys.exit(1 if mistake is None else 2)
     sys.exit(0)
 
@@ -45,12 +45,12 @@ def split(words: Sequence[str], *names: str) -> tuple[list[str], dict[str, str]]
     return arguments, overrides
 
 
-def lasting(run_dir: str) -> Path:
-    """The run directory, after a warning where it lies in the folder that Ray uploaded for the job."""
-    path = Path(run_dir)
+def lasting(directory: str, name: str = "run.dir") -> Path:
+    """The directory that results go to, after a warning where it lies in the folder that Ray uploaded for the job."""
+    path = Path(directory)
     if UPLOADED in path.resolve().parts:
         print(
-            f"sam3dist: run.dir={run_dir} lies in the folder that Ray uploaded to this node and will delete; "
+            f"sam3dist: {name}={directory} lies in the folder that Ray uploaded to this node and will delete; "
             "give an absolute path that all nodes share.",
             file=sys.stderr,
             flush=True,

@@ -11,7 +11,6 @@ import ray
 from ray.exceptions import RayTaskError
 
 from cluster import job
-from cluster.mistakes import persons_mistake
 from cluster.session import session
 from sam3dist.config.distill import RunConfig
 from sam3dist.config.flat import flat_settings
@@ -26,7 +25,7 @@ EVERY_S = 10.0
 def run_prepare(annotations: Path, images: Path, out: Path, settings: PrepareSettings) -> dict[str, Any]:
     """The manifest of the shards, made by one task, since the driver's node may be too small for it.
 
-    The task sees the three paths as the driver does. Raises DataError.
+    The task sees the three paths as the driver does. Raises what the task raised, such as DataError or OSError.
     """
     paths = [path.resolve() for path in (annotations, images, out)]
     # Threads check images; more than one CPU is asked for as far as some node has it, so that it never waits.
@@ -35,10 +34,7 @@ def run_prepare(annotations: Path, images: Path, out: Path, settings: PrepareSet
     try:
         return ray.get(task.remote(*paths, settings))
     except RayTaskError as error:
-        mistake = persons_mistake(error)
-        if mistake is not None:
-            raise mistake from error
-        raise
+        raise error.cause from error
 
 
 @ray.remote
@@ -58,12 +54,13 @@ def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (annotations, images, out), overrides = job.split(words, "INSTANCES.json", "IMAGES_DIR", "OUT_DIR")
     settings = flat_settings(PrepareSettings, overrides, "prepare")
+    directory = job.lasting(out, "OUT_DIR")
     with session(RunConfig()):
-        manifest = run_prepare(Path(annotations), Path(images), Path(out), settings)
+        manifest = run_prepare(Path(annotations), Path(images), directory, settings)
     counts = {name: manifest[name] for name in COUNTS}
-    write_report(out, {"verb": "prepare", "seconds": time.perf_counter() - started, **counts})
+    write_report(directory, {"verb": "prepare", "seconds": time.perf_counter() - started, **counts})
     print(job.numbers(counts))
-    return Path(out)
+    return directory
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from sam3dist import __version__
-from sam3dist.errors import ConfigError, Sam3DistError
+from sam3dist.errors import ConfigError, in_one_line
 from sam3dist.verbs import compare, config, evaluate, predict, prepare, smoke, submit, train, tune
 from sam3dist.verbs.grammar import Parser, Verb, split
 
@@ -116,10 +116,9 @@ def _persons_mistake(error: BaseException | None) -> str | None:
     seen: set[int] = set()  # an error may be its own cause
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, Sam3DistError):
-            return " ".join(str(error).split())
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            return f"{error.filename}: {error.strerror.lower()}."
+        line = in_one_line(error)
+        if line is not None:
+            return line
         error = error.__cause__
     return None
 

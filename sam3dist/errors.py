@@ -3,6 +3,11 @@
 All survive pickling, because they cross from Ray workers to the driver.
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Of these Python does not say which file it was."""
+
 
 class Sam3DistError(ValueError):
     """Base of every error a person can mend; the command line prints it as one line and exits with 2."""
@@ -26,3 +31,15 @@ class NonFiniteError(Sam3DistError):
 
 class ResourceError(Sam3DistError):
     """The cluster cannot give what the job asks for."""
+
+
+def in_one_line(error: BaseException) -> str | None:
+    """What to tell a person who can mend the error: one of ours, or a file or disk that fails; None for a bug."""
+    if isinstance(error, Sam3DistError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is not None:
+            return f"{error.filename}: {error.strerror.lower()}."
+        if error.errno in DISK_FULL:
+            return f"{error.strerror.lower()}."
+    return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,8 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from cluster.job import lasting, split
+from cluster import prepare
+from cluster.job import lasting, run, split
 from cluster.mistakes import GiveUpOnMistakes, explained, persons_mistake
 from cluster.session import JOB_CONFIG, _without_those_of_the_job, job_variables
 from cluster.submit import entry, exit_code
@@ -146,7 +149,41 @@ def test_a_persons_own_settings_win(monkeypatch: pytest.MonkeyPatch):
     assert job_variables()["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "17"
 
 
-def test_a_run_directory_that_ray_will_delete_is_told(
+def outcome(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code and what is said of a job that ends in this error."""
+
+    def work(words: object) -> Path:
+        raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            run(work)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert isinstance(left.value.code, int)
+    return left.value.code, capsys.readouterr().err
+
+
+def test_a_file_or_disk_that_cannot_be_used_is_one_line_as_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "taken" / "below").mkdir()
+    said = (2, f"sam3dist: {tmp_path}/taken/below: not a directory.\n")
+    assert outcome(caught.value, capsys) == said
+    assert outcome(cloudpickle.loads(cloudpickle.dumps(caught.value)), capsys) == said
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert outcome(full, capsys) == (2, "sam3dist: no space left on device.\n")
+    assert outcome(DataError("two\nlines"), capsys) == (2, "sam3dist: two lines\n")
+    for bug in (KeyError("a bug"), ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))):
+        code, trace = outcome(bug, capsys)
+        assert code == 1
+        assert trace.startswith("Traceback")
+
+
+def test_a_directory_that_ray_will_delete_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     uploaded = tmp_path / "working_dir_files" / "_ray_pkg_0"
@@ -156,3 +193,7 @@ def test_a_run_directory_that_ray_will_delete_is_told(
     assert capsys.readouterr().err == ""
     assert lasting("runs/x") == Path("runs/x")
     assert "run.dir=runs/x lies in the folder that Ray uploaded" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where no cluster is
+    with pytest.raises(ResourceError):
+        prepare.work(["instances.json", "images", "shards"])
+    assert "OUT_DIR=shards lies in the folder that Ray uploaded" in capsys.readouterr().err
