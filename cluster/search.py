@@ -12,6 +12,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
@@ -107,7 +108,7 @@ def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Ref
             name=TUNE,
             storage_path=str(run_dir),
             failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_FAILURES),
-            callbacks=[Narrator(quality, steps)],
+            callbacks=[Narrator(quality, steps, search.trials)],
             verbose=0,
         ),
     )
@@ -156,9 +157,22 @@ def _scheduler(search: SearchConfig, steps: int, memory: Path) -> TrialScheduler
 
 
 def _require_same_search(search: SearchConfig, run_dir: Path) -> None:
-    """ConfigError where the directory holds another search; where it ran and what it logged does not count."""
+    """ConfigError where the directory holds another search, or one that is unreadable by now.
+
+    Where it ran and what it logged does not count.
+    """
     found = run_dir / CONFIG
-    if found.is_file() and _question(SearchConfig.model_validate(read_yaml(found))) != _question(search):
+    if not found.is_file():
+        return
+    try:
+        held = SearchConfig.model_validate(read_yaml(found))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{found}: not a search of this version of sam3dist ({key}: {first['msg']}); choose another run.dir."
+        ) from error
+    if _question(held) != _question(search):
         raise ConfigError(f"run.dir={run_dir}: holds another search, see its {CONFIG}; choose another run.dir.")
 
 

@@ -18,9 +18,11 @@ from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
 from cluster.preflight import free_cpus, held_placement_groups
-from cluster.search import drop_training_state
+from cluster.search import drop_training_state, run_search
 from cluster.searcher import TRIAL
 from cluster.submit import submit
+from sam3dist.config.search import Choice, SearchConfig
+from sam3dist.errors import ConfigError
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.size import model_size
 
@@ -136,6 +138,23 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     )
     assert other.returncode == 1, other.stdout
     assert "holds another search" in other.stdout
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ("space: {a: {choice: [1]}}\nold: 1", r"search.yaml: not a search of this version .*\(old: .*another run.dir"),
+        ("name: [damaged", "search.yaml: not valid YAML"),
+        ("name: x\nspace: {optim.steps: {choice: [1]}}\n", "holds another search, see its search.yaml"),
+    ],
+)
+def test_a_search_file_that_is_old_damaged_or_anothers_is_told_in_one_line(held: str, said: str, tmp_path: Path):
+    (tmp_path / "search.yaml").write_text(held)
+    search = SearchConfig(space={"optim.steps": Choice(choice=(1, 2))})
+    with pytest.raises(ConfigError, match=said) as caught:
+        run_search(search, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "search.yaml").read_text() == held
 
 
 def test_only_trials_that_are_over_and_off_the_front_lose_their_training_state(tmp_path: Path):
