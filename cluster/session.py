@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -47,8 +48,9 @@ def session(run: RunConfig) -> Iterator[Session]:
 
     Inside `ray job submit` it is the job's cluster, whatever `run.address` says; else the one of `run.address`, of
     RAY_ADDRESS, or, with neither, a private one on this machine with `run.num_cpus` logical CPUs, which may exceed
-    the machine's. A private one keeps its logs only if the job fails, and prints where. A process that is connected
-    already, such as a worker, stays so.
+    the machine's. A private one asks for a token and keeps its logs only if the job fails, and prints where; a
+    cluster that asks for one is joined with RAY_AUTH_MODE=token. A process that is connected already, such as a
+    worker, stays so.
     """
     if ray.is_initialized():
         yield Session(ray.get_runtime_context().gcs_address, started_here=False)
@@ -56,7 +58,7 @@ def session(run: RunConfig) -> Iterator[Session]:
     named, address = "run.address", run.address
     if JOB_CONFIG in os.environ or not address:
         named, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
-    with _joined(named, address) if address else _started(run.num_cpus) as connected:
+    with _joined(named, address) if address and address != "local" else _started(run.num_cpus) as connected:
         yield connected
 
 
@@ -89,7 +91,7 @@ def _require_answer(named: str, address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
         except (OSError, OverflowError, UnicodeError) as error:  # the last two: no such port, no such name
             raise _no_answer(named, address, error) from error
-    elif address not in ("auto", "local") and not address.startswith("ray://"):
+    elif address != "auto" and not address.startswith("ray://"):
         raise ConfigError(
             f"{named}={address}: a cluster is joined as HOST:6379, the address of `ray start --head`; only submit "
             "takes http://HOST:8265, the dashboard."
@@ -116,6 +118,7 @@ def _started(num_cpus: float | None) -> Iterator[Session]:
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
     }
+    _have_token()
     failed = False
     with environment(job_variables() | inherited):
         try:
@@ -137,6 +140,17 @@ def _started(num_cpus: float | None) -> Iterator[Session]:
                 print(f"Ray's logs: {temp_dir}/session_latest/logs", file=sys.stderr)
             else:
                 shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _have_token() -> None:
+    """Set RAY_AUTH_TOKEN to a random one unless the person has a token: Ray would write its own to a file.
+
+    Ray's control port listens on every interface, whatever address it is given, so a cluster that is started without
+    RAY_AUTH_MODE asks for a token. It stays in the environment: Ray reads it but once in a process.
+    """
+    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if not named and not Path("~/.ray/auth_token").expanduser().is_file():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager

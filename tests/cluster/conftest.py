@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,20 +14,23 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.session import session  # first: `cluster` settles Ray's environment before ray is imported
 from sam3dist.config.distill import DistillConfig, RunConfig
 from sam3dist.config.load import load_preset, with_overrides
 from sam3dist.data.samples.write import scene_shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPUS = 4  # logical: the workers of these tests are tiny
+
+# The cluster of these tests listens on every interface. Ray reads this when it is imported, hence not in a fixture.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,23 @@ class RunningCluster:
 
 @pytest.fixture(scope="session")
 def running_cluster() -> Iterator[RunningCluster]:
-    """`ray start --head` on ports and in a directory of its own; stopped by its own process, never by `ray stop`."""
+    """One for all tests, which asks for the token of this process."""
+    with ray_head() as running:
+        yield running
+
+
+@contextmanager
+def ray_head(**variables: str) -> Iterator[RunningCluster]:
+    """`ray start --head` on ports and in a directory of its own; stopped by its own process, never by `ray stop`.
+
+    variables: of its environment, beside those of this process.
+    """
     temp_dir = tempfile.mkdtemp(prefix="s3t-", dir="/tmp")
     port, dashboard, agent = free_ports(3)
     words = ["ray", "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}", f"--temp-dir={temp_dir}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     words += ["--include-dashboard=true", "--object-store-memory=200000000", "--disable-usage-stats"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
     environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"  # else its processes may find another cluster of this machine
     log = Path(temp_dir, "start.log")
     with log.open("w") as out:
@@ -64,6 +78,8 @@ def running_cluster() -> Iterator[RunningCluster]:
 @pytest.fixture
 def joined(running_cluster: RunningCluster) -> Iterator[RunningCluster]:
     """The cluster, with this process connected to it."""
+    from cluster.session import session
+
     with session(RunConfig(address=running_cluster.address)):
         yield running_cluster
 

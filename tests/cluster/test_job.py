@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,32 +38,6 @@ def test_a_missing_argument_is_named():
 def test_a_key_given_twice_is_refused_as_by_the_command_line():
     with pytest.raises(ConfigError, match=r"a.b: given twice \(1 and 2\); keep one"):
         split(["small", "a.b=1", "a.b=2"], "PRESET")
-
-
-def settled(home: Path, **variables: str) -> dict[str, str]:
-    """What a fresh Python finds in its environment about Ray's tokens after it imports `cluster`."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    program = "import json, os, cluster; print(json.dumps({k: v for k, v in os.environ.items() if 'RAY_AUTH' in k}))"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**clean, "HOME": str(home), **variables},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
-
-
-def test_a_cluster_of_our_own_has_a_random_token_unless_the_person_has_one(tmp_path: Path):
-    ours = settled(tmp_path)
-    assert ours["RAY_AUTH_MODE"] == "token"
-    assert len(ours["RAY_AUTH_TOKEN"]) == 64
-    assert settled(tmp_path)["RAY_AUTH_TOKEN"] != ours["RAY_AUTH_TOKEN"]
-    assert settled(tmp_path, RAY_ADDRESS="10.0.0.1:6379") == {}
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
-    assert settled(tmp_path) == {"RAY_AUTH_MODE": "token"}
 
 
 def test_the_job_quotes_every_word_for_the_shell():
