@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, ResultGrid
@@ -13,33 +15,56 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from cluster.mistakes import persons_mistake
 from cluster.searcher import TRIAL, VALUES, Refused
 from sam3dist.objective import hypervolume, pareto_front
+from sam3dist.wording import duration
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
 
 
 class Narrator(Callback):
-    """Prints a line for each report of a trial, and for the end of each trial."""
+    """Prints a line for each report of a trial, with what is left of the search, and for the end of each trial."""
 
-    def __init__(self, quality: str, steps: int) -> None:
-        self.quality, self.steps = quality, steps
+    def __init__(self, quality: str, steps: int, trials: int) -> None:
+        """steps: of a trial that is not stopped. trials: how many the search trains."""
+        self.quality, self.steps, self.trials = quality, steps, trials
         self.told: dict[str, int] = {}
+        self.began: dict[str, tuple[float, int]] = {}  # when, and after which step
+        self.trained: dict[str, tuple[float, int]] = {}  # seconds and steps since then
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.began[trial.trial_id] = time.monotonic(), self._reached(trial)
         values = "  ".join(f"{key.rsplit('.')[-1]} {_short(value)}" for key, value in trial.config[VALUES].items())
         self._say(trial, f"starts: {values}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        if self.told.get(trial.trial_id) == result["step"]:
+        step = result["step"]
+        if self.told.get(trial.trial_id) == step:
             return  # again the last one, with the whole report
-        self.told[trial.trial_id] = result["step"]
+        self.told[trial.trial_id] = step
+        began, first = self.began[trial.trial_id]
+        self.trained[trial.trial_id] = time.monotonic() - began, max(1, step - first)
+        left = 0 if result.get("done") else self._seconds_left(trials)
         self._say(
             trial,
-            f"step {result['step']}/{self.steps}  {self.quality} {result[self.quality]:.4f}  "
-            f"params {result['params_millions']:.3f} M  score {result['score']:.4f}",
+            f"step {step}/{self.steps}  {self.quality} {result[self.quality]:.4f}  "
+            f"params {result['params_millions']:.3f} M  score {result['score']:.4f}  "
+            f"{result['samples_per_second']:.1f} images/s" + (f"  search: {duration(left)} left" if left else ""),
         )
+
+    def _seconds_left(self, trials: list[Trial]) -> float:
+        """An estimate: trials to come go as far as those that are over, as fast as so far, as many at a time as now."""
+        over = [self._reached(trial) for trial in trials if trial.is_finished()]
+        under_way = [self._reached(trial) for trial in trials if not trial.is_finished()]
+        far = fmean(over) if over else self.steps
+        steps = sum(self.steps - step for step in under_way) + far * (self.trials - len(trials))
+        seconds, made = (sum(column) for column in zip(*self.trained.values(), strict=True))
+        return steps * seconds / made / max(1, sum(trial.status == Trial.RUNNING for trial in trials))
+
+    def _reached(self, trial: Trial) -> int:
+        """The step of its last report, though it may be from before this search was taken up again."""
+        return self.told.get(trial.trial_id) or trial.run_metadata.last_result.get("step", 0)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._say(trial, _state(trial.last_result, None, self.steps))

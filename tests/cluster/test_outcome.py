@@ -1,0 +1,73 @@
+"""What a search tells while it runs, without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+from ray.tune.experiment import Trial
+
+from cluster.outcome import Narrator
+from cluster.searcher import TRIAL, VALUES
+
+STEPS = 100
+
+
+def trial(name: str, step: int = 0, status: str = Trial.RUNNING) -> Trial:
+    made = Trial("trial", trial_id=name, config={TRIAL: name, VALUES: {"distillation.temperature": 2.0}}, stub=True)
+    made.status = status
+    made.run_metadata.last_result = {"step": step}
+    return made
+
+
+def result(step: int, **more: object) -> dict:
+    measured = {"miou_all": 0.5, "params_millions": 1.25, "score": 0.625, "samples_per_second": 12.34}
+    return {"step": step, **measured, **more}
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, for the test to set."""
+    clock = [0.0]
+    monkeypatch.setattr("cluster.outcome.time.monotonic", lambda: clock[0])
+    return clock
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_each_report_is_a_line_with_the_pace_and_what_is_left(now: list[float], capsys: pytest.CaptureFixture[str]):
+    narrator = Narrator("miou_all", STEPS, trials=4)
+    first, second = trial("000"), trial("001")
+    narrator.on_trial_start(0, [first], first)
+    narrator.on_trial_start(0, [first, second], second)
+    now[0] = 60
+    narrator.on_trial_result(0, [first, second], first, result(50))
+    # 0.83 steps/s each, two at a time; 50 and 100 steps of these and 200 of two to come.
+    told = "trial 000  step 50/100  miou_all 0.5000  params 1.250 M  score 0.6250  12.3 images/s"
+    assert last_line(capsys) == f"{told}  search: 3 min 30 s left"
+    now[0] = 61
+    narrator.on_trial_result(0, [first, second], first, result(50))
+    assert capsys.readouterr().out == ""  # the last one again
+
+
+def test_trials_to_come_go_as_far_as_those_that_are_over(now: list[float], capsys: pytest.CaptureFixture[str]):
+    narrator = Narrator("miou_all", STEPS, trials=5)
+    stopped, done = trial("000", 20, Trial.TERMINATED), trial("001", STEPS, Trial.TERMINATED)
+    resumed = trial("002", 40)  # from before a crash, as the two above
+    narrator.on_trial_start(0, [stopped, done, resumed], resumed)
+    now[0] = 30
+    narrator.on_trial_result(0, [stopped, done, resumed], resumed, result(70))
+    assert last_line(capsys).endswith("search: 2 min 30 s left")  # 30 steps, and 60 of each to come, at 1 step/s
+    now[0] = 60
+    last = [stopped, done, resumed, *(trial(name, STEPS, Trial.TERMINATED) for name in ("003", "004"))]
+    narrator.on_trial_result(0, last, resumed, result(STEPS))
+    assert last_line(capsys).endswith("12.3 images/s")  # nothing is left
+
+
+def test_a_trial_that_asha_stops_says_nothing_of_the_rest(now: list[float], capsys: pytest.CaptureFixture[str]):
+    narrator = Narrator("miou_all", STEPS, trials=2)
+    only = trial("000")
+    narrator.on_trial_start(0, [only], only)
+    now[0] = 10
+    narrator.on_trial_result(0, [only], only, result(50, done=True))
+    assert "left" not in last_line(capsys)
