@@ -12,7 +12,6 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
@@ -25,6 +24,7 @@ from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials
 from cluster.session import session
 from cluster.trainer import CHECKPOINTS, fit, located
 from sam3dist.config.load import to_yaml, with_overrides
+from sam3dist.config.overrides import build
 from sam3dist.config.plain import read_yaml
 from sam3dist.config.search import SearchConfig
 from sam3dist.errors import ConfigError, Sam3DistError
@@ -164,14 +164,12 @@ def _require_same_search(search: SearchConfig, run_dir: Path) -> None:
     found = run_dir / CONFIG
     if not found.is_file():
         return
+    content = read_yaml(found)
     try:
-        held = SearchConfig.model_validate(read_yaml(found))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"{found}: not a search of this version of sam3dist ({key}: {first['msg']}); choose another run.dir."
-        ) from error
+        held = build(SearchConfig, {}, content)
+    except ConfigError as error:
+        way_out = "Another version of sam3dist may have written it; choose another run.dir."
+        raise ConfigError(f"{found}: {error} {way_out}") from None
     if _question(held) != _question(search):
         raise ConfigError(f"run.dir={run_dir}: holds another search, see its {CONFIG}; choose another run.dir.")
 

@@ -143,7 +143,7 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
 @pytest.mark.parametrize(
     ("held", "said"),
     [
-        ("space: {a: {choice: [1]}}\nold: 1", r"search.yaml: not a search of this version .*\(old: .*another run.dir"),
+        ("space: {a: {choice: [1]}}\nold: 1", "search.yaml: old: no such key; .*choose another run.dir"),
         ("name: [damaged", "search.yaml: not valid YAML"),
         ("name: x\nspace: {optim.steps: {choice: [1]}}\n", "holds another search, see its search.yaml"),
     ],
