@@ -41,11 +41,11 @@ def run_prepare(annotations: Path, images: Path, out: Path, settings: PrepareSet
 def _prepare(annotations: Path, images: Path, out: Path, settings: PrepareSettings) -> dict[str, Any]:
     last = time.monotonic()
 
-    def tell(done: int, total: int) -> None:
+    def tell(part: str, done: int, total: int) -> None:
         nonlocal last
         if done == total or time.monotonic() - last > EVERY_S:
             last = time.monotonic()
-            print(f"{done} of {total} images", flush=True)
+            print(f"{part}: {done} of {total}", flush=True)
 
     return prepare(annotations, images, out, settings, tell)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,15 +17,17 @@ _IN_NUMBER = re.compile(r"[-+.0-9eE]*")
 _decode_value = json.JSONDecoder().raw_decode
 
 
-def stream_object(path: Path, arrays: set[str]) -> Iterator[tuple[str, Any, str]]:
+def stream_object(
+    path: Path, arrays: set[str], told: Callable[[int], None] | None = None
+) -> Iterator[tuple[str, Any, str]]:
     """(key, value, JSON text) of a top-level object, in file order.
 
     An array named in `arrays` comes as its elements, one by one under the key; any other value comes whole.
-    Accepts NaN and Infinity, as Python writes them. Raises DataError where the file is no such object, is not
-    UTF-8, or ends early.
+    `told` is called with the bytes read so far. Accepts NaN and Infinity, as Python writes them. Raises DataError
+    where the file is no such object, is not UTF-8, or ends early.
     """
     with path.open("rb") as file:
-        text = _Buffer(path, file)
+        text = _Buffer(path, file, told)
         text.expect("{")
         if text.take_if("}"):
             return
@@ -51,8 +53,8 @@ def stream_object(path: Path, arrays: set[str]) -> Iterator[tuple[str, Any, str]
 class _Buffer:
     """The stretch of the file that is being parsed."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file = path, file
+    def __init__(self, path: Path, file: BinaryIO, told: Callable[[int], None] | None) -> None:
+        self.path, self.file, self.told = path, file, told
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.at, self.consumed = "", 0, 0
         self.ended = False
@@ -107,6 +109,8 @@ class _Buffer:
     def _more(self, size: int) -> None:
         chunk = self.file.read(size)
         self.ended = not chunk
+        if self.told is not None:
+            self.told(self.file.tell())
         try:
             more = self.decoder.decode(chunk, final=self.ended)
         except UnicodeDecodeError as error:

@@ -26,6 +26,14 @@ from sam3dist.errors import DataError
 
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
+HASHED, READ, PREPARED = "MB of annotations hashed", "MB of annotations read", "images prepared"
+"""The parts of the work, by what is counted."""
+MB = 10**6
+LARGE_MB = 16
+"""Of a smaller file nothing is told: it is read within a second."""
+
+Progress = Callable[[str, int, int], None]
+"""Told of HASHED, READ or PREPARED with how many are done, and how many there are."""
 
 
 def prepare(
@@ -33,7 +41,7 @@ def prepare(
     images_dir: Path | str,
     out_dir: Path | str,
     settings: PrepareSettings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The manifest of the shards written to `out_dir`: counts, rejects by reason, shards and their content hash.
 
@@ -41,7 +49,6 @@ def prepare(
     `rejected.jsonl` with the reason; more of them than `max_rejected_share` raises DataError. The same input gives
     the same shards, byte for byte. A finished directory made from the same annotations and settings is left as
     it is and its manifest returned with "unchanged": True; one made from others raises DataError.
-    `progress` is called with (images done, images in all).
     """
     source, images, out = Path(instances_json), Path(images_dir), Path(out_dir)
     settings = settings or PrepareSettings()
@@ -49,7 +56,8 @@ def prepare(
         raise DataError(f"{source}: no such file; give a COCO instances or SA-Co pairs JSON.")
     if not images.is_dir():
         raise DataError(f"{images}: no such directory; give the folder the file names in {source.name} start from.")
-    origin = {"annotations": source.name, "sha256": _sha256(source), "settings": _what_shapes_rows(settings)}
+    digest = _sha256(source, _told(HASHED, source, progress))
+    origin = {"annotations": source.name, "sha256": digest, "settings": _what_shapes_rows(settings)}
     finished = _finished(out, origin)
     if finished is not None:
         return finished
@@ -80,9 +88,9 @@ def _write_shards(
     work: Path,
     settings: PrepareSettings,
     rejects: Rejects,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
-    spill = Spill(source, work / "spill.sqlite", rejects)
+    spill = Spill(source, work / "spill.sqlite", rejects, _told(READ, source, progress))
     try:
         records = (saco_records if spill.pairs else coco_records)(spill, settings, rejects)
         total = spill.num_files() if spill.pairs else spill.num_entries
@@ -99,7 +107,7 @@ def _write_shards(
                 writer.add(built.row)
                 _count(counts, built.row)
             if progress is not None:
-                progress(done, total)
+                progress(PREPARED, done, total)
         shards = writer.close()
         for kind, number in (
             ("pair" if spill.pairs else "image", spill.num_entries),
@@ -163,6 +171,23 @@ def _what_shapes_rows(settings: PrepareSettings) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name not in ("threads", "max_rejected_share")}
 
 
-def _sha256(path: Path) -> str:
+def _told(part: str, file: Path, progress: Progress | None) -> Callable[[int], None]:
+    """Takes the bytes of a file that were read so far, and tells of every further megabyte of a large one."""
+    last, total = 0, file.stat().st_size // MB
+
+    def tell(done: int) -> None:
+        nonlocal last
+        if progress is not None and total >= LARGE_MB and done // MB > last:
+            last = done // MB
+            progress(part, last, total)
+
+    return tell
+
+
+def _sha256(path: Path, told: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 16):
+            digest.update(chunk)
+            told(file.tell())
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ CREATE INDEX images_by_file ON images (file_name, place);
 class Spill:
     """The records of one annotation file. An entry of `images` is an image in COCO, a pair in SA-Co files."""
 
-    def __init__(self, annotations: Path, database: Path, rejects: Rejects) -> None:
+    def __init__(
+        self, annotations: Path, database: Path, rejects: Rejects, told: Callable[[int], None] | None = None
+    ) -> None:
+        """told: called with the bytes read so far."""
         self.heads: dict[str, Any] = {}  # info, categories and whatever else is not images or annotations
         self.pairs = False  # True for SA-Co style: images carry `text_input`
         self.num_entries = self.num_annotations = 0
@@ -38,7 +41,7 @@ class Spill:
         self._db = sqlite3.connect(database)
         # The file is deleted in the end: nothing needs to survive a crash.
         self._db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;" + _TABLES)
-        for key, value, text in stream_object(annotations, {"images", "annotations"}):
+        for key, value, text in stream_object(annotations, {"images", "annotations"}, told):
             if key == "images":
                 self._add_entry(value, text)
             elif key == "annotations":

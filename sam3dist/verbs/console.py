@@ -16,35 +16,62 @@ LINE_EVERY_S = 10.0
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with (done, total): a bar with the time left on a terminal, else a line now and then."""
+    """A function to call with (done, total): a bar with pace and time left on a terminal, else a line now and then."""
+    with stages() as update:
+        yield lambda done, total: update(label, done, total)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """As `progress`, for work of several parts one after the other: a function to call with (label, done, total)."""
     if sys.stderr.isatty():
-        with _bar(label) as update:
+        with _bars() as update:
             yield update
         return
-    started = last = time.monotonic()
+    pace, last = _Pace(), time.monotonic()
 
-    def line(done: int, total: int) -> None:
+    def line(label: str, done: int, total: int) -> None:
         nonlocal last
-        now = time.monotonic()
+        said, now = pace.of(label, done, total), time.monotonic()
         if done < total and now - last < LINE_EVERY_S:
             return
         last = now
-        rate = done / max(now - started, 1e-9)
-        left = f", {duration((total - done) / rate)} left" if 0 < done < total else ""
-        print(f"{label}: {done} of {total} ({rate:.1f}/s{left})", file=sys.stderr, flush=True)
+        print(f"{label}: {done} of {total} ({said})", file=sys.stderr, flush=True)
 
     yield line
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    pace, tasks = _Pace(), {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def update(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total, pace="")
+            bars.update(tasks[label], completed=done, total=total, pace=pace.of(label, done, total))
+
+        yield update
+
+
+class _Pace:
+    """How fast the present part of the work goes; it began where the one before was last heard of."""
+
+    def __init__(self) -> None:
+        self.label = ""
+        self.began = self.heard = time.monotonic()
+
+    def of(self, label: str, done: int, total: int) -> str:
+        """ "12.3/s, 3 min 20 s left"."""
+        if label != self.label:
+            self.label, self.began = label, self.heard
+        self.heard = time.monotonic()
+        rate = done / max(self.heard - self.began, 1e-9)
+        return f"{rate:.1f}/s" + (f", {duration((total - done) / rate)} left" if 0 < done < total else "")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:

@@ -20,12 +20,12 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.data.prepare import prepare
     from sam3dist.data.settings import PrepareSettings
     from sam3dist.report import write_report
-    from sam3dist.verbs.console import progress, table
+    from sam3dist.verbs.console import stages, table
 
     started = time.perf_counter()
     chosen = flat_settings(PrepareSettings, overrides, "prepare")
     out = Path(options.out)
-    with progress("preparing images") as update:
+    with stages() as update:
         manifest = prepare(options.annotations, options.images, out, chosen, update)
     counts = {name: manifest[name] for name in ("rows", "phrases", "positives", "negatives", "instances")}
     write_report(

@@ -10,7 +10,7 @@ import pytest
 
 from sam3dist.data import json_stream
 from sam3dist.data.masks import decode_rle
-from sam3dist.data.prepare import PrepareSettings, prepare
+from sam3dist.data.prepare import HASHED, PREPARED, READ, PrepareSettings, prepare
 from sam3dist.data.rows import Row
 from sam3dist.data.shards import open_shards
 from sam3dist.errors import DataError
@@ -220,7 +220,7 @@ def test_what_an_interrupted_run_left_is_replaced(coco: CocoFolder):
 
 
 def test_an_interruption_leaves_no_manifest(coco: CocoFolder):
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(part: str, done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
@@ -231,7 +231,7 @@ def test_an_interruption_leaves_no_manifest(coco: CocoFolder):
 
 
 def test_progress_counts_every_image(coco: CocoFolder):
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     many(coco, 3).image(b"")
     prepare(
         coco.write(),
@@ -240,7 +240,19 @@ def test_progress_counts_every_image(coco: CocoFolder):
         PrepareSettings(max_rejected_share=1),
         lambda *call: calls.append(call),
     )
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert calls == [(PREPARED, done, 4) for done in (1, 2, 3, 4)]
+
+
+def test_progress_counts_the_megabytes_of_a_large_annotation_file(coco: CocoFolder):
+    calls: list[tuple[str, int, int]] = []
+    many(coco, 1).head["info"] = {"padding": ["x" * 100_000] * 170}
+    prepare(coco.write(), coco.images_dir, coco.out, progress=lambda *call: calls.append(call))
+    for part in (HASHED, READ):
+        counted = [done for what, done, total in calls if (what, total) == (part, 17)]
+        assert counted == sorted(set(counted))
+        assert counted[-1] == 17
+    assert [what for what, _, _ in calls] == sorted((what for what, _, _ in calls), key=(HASHED, READ, PREPARED).index)
+    assert calls[-1] == (PREPARED, 1, 1)
 
 
 def test_the_manifest_names_no_directory_of_this_machine(coco: CocoFolder):
