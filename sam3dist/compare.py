@@ -17,7 +17,7 @@ from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.decode import collate, decode_row
 from sam3dist.data.images import load_pixels, open_image, to_rgb
 from sam3dist.data.masks import decode_rle
-from sam3dist.data.rejects import Reject
+from sam3dist.data.rejects import Reject, Rejects
 from sam3dist.data.rows import Row
 from sam3dist.data.shards import Shards, read_rows
 from sam3dist.metrics.evaluator import Evaluator
@@ -58,6 +58,8 @@ class Comparison:
     student: dict[str, float]
     teacher: dict[str, float]
     pairs: tuple[Pair, ...]
+    rejected: dict[str, int]
+    """Rows that could not be used, by reason; the same for both models."""
 
     @property
     def student_over_teacher(self) -> float:
@@ -76,6 +78,7 @@ def compare(
 ) -> Comparison:
     """Both models' metrics over the same pairs, each at its own resolution, and their IoU of every pair."""
     found = {}
+    rejects = Rejects()
     for name, model in (("student", student), ("teacher", teacher)):
         batches = evaluation_batches(
             shards,
@@ -84,13 +87,14 @@ def compare(
             max_images=settings.max_images,
             images_per_batch=settings.images_per_batch,
             prompts_per_batch=settings.prompts_per_batch,
+            rejects=rejects if name == "student" else None,
         )
         done = None if progress is None else (lambda pairs, name=name: progress(name, pairs))
         found[name] = _measured(model, batches, settings.threshold, done)
     (student_metrics, asked, student_ious), (teacher_metrics, same, teacher_ious) = found["student"], found["teacher"]
     assert asked == same  # which rows make a batch does not depend on the resolution
     pairs = [Pair(*key, one, two) for key, one, two in zip(asked, student_ious, teacher_ious, strict=True)]
-    return Comparison(student_metrics, teacher_metrics, tuple(pairs))
+    return Comparison(student_metrics, teacher_metrics, tuple(pairs), dict(rejects.by_reason))
 
 
 def _measured(

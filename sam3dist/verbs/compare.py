@@ -83,6 +83,7 @@ def compared(
         "student": found.student,
         "teacher": found.teacher,
         "student_over_teacher": found.student_over_teacher,
+        "rejected": found.rejected,
         **sizes(student, teacher),
     }
     return told, drawn

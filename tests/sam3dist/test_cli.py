@@ -241,11 +241,14 @@ def test_progress_over_some_images_counts_their_phrases(
     assert f": {answers} of" in told[-1]
 
 
-def test_eval_counts_the_rows_it_set_aside(tiny_teacher_dir: Path, shards: Path):
-    rows = len(list(open_shards(shards).row_groups[0].places))
-    words = ["data.max_pixels=9", "data.max_rejected_share=1", "eval.max_images=2", "run.dir=aside"]
-    assert main(["eval", str(tiny_teacher_dir), str(shards), *words]) == 0
-    assert report_in("aside")["rejected"] == {"too many pixels": min(rows, 2)}
+@pytest.mark.parametrize("verb", ["eval", "compare"])
+def test_rows_set_aside_are_counted_once(verb: str, tiny_teacher_dir: Path, scenes: tuple[Path, Path]):
+    assert main(["prepare", str(scenes[0]), str(scenes[1]), "few", "rows_per_group=2", "rows_per_shard=2"]) == 0
+    Path(open_shards("few").row_groups[0].path).write_bytes(b"no parquet")
+    models = [str(tiny_teacher_dir)] * (1 if verb == "eval" else 2)
+    assert main([verb, *models, "few", "data.max_rejected_share=0.5", "eval.max_images=5", "run.dir=aside"]) == 0
+    assert report_in("aside")["rejected"] == {"corrupt shard": 2}
+    assert "<td>corrupt shard</td><td>2</td>" in Path("aside/report.html").read_text()
 
 
 def test_compare_reports_both_and_draws_where_they_differ(tiny_teacher_dir: Path, shards: Path):

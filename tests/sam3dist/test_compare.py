@@ -77,7 +77,7 @@ def test_the_pairs_average_to_the_metrics(student: Segmenter, teacher: Segmenter
 
 
 def test_the_ratio_is_of_positives_and_unknown_without_any():
-    both = Comparison({"miou_positive": 0.3}, {"miou_positive": 0.4}, ())
+    both = Comparison({"miou_positive": 0.3}, {"miou_positive": 0.4}, (), {})
     assert both.student_over_teacher == pytest.approx(0.75)
     assert isnan(replace(both, teacher={"miou_positive": 0.0}).student_over_teacher)
 
