@@ -107,9 +107,9 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
     if ratio is not None:
         yield Tile("Student / teacher", f"{100 * ratio:.1f} %", "mIoU on positives")
     if "front" in report:
-        front = report["front"]
-        best = max((point["miou_all"] or 0 for point in front), default=0)
-        yield Tile("Best mIoU", f"{best:.3f}", "all pairs")
+        front, quality = report["front"], report["objective"]["quality"]
+        best = max((point[quality] or 0 for point in front), default=0)
+        yield Tile("Best of the front", f"{best:.3f}", NAMES[quality])
         yield Tile("On the front", str(len(front)), f"of {len(report['trials'])} trials")
         yield Tile("Hypervolume", shown(report.get("hypervolume")))
     metrics, before = report.get("metrics"), report.get("before")
@@ -159,21 +159,23 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _trials(report: Mapping[str, Any]) -> Table:
-    """All trials, best first, those on the front marked."""
+    """All trials, best first by the quality that was searched for, those on the front marked."""
     on_front = {point["trial"] for point in report["front"]}
+    quality = report["objective"]["quality"]
     keys = sorted({key for trial in report["trials"] for key in trial["config"]})
-    trials = sorted(report["trials"], key=lambda trial: -((trial.get("metrics") or {}).get("miou_all") or 0))
+    trials = sorted(report["trials"], key=lambda trial: -((trial.get("metrics") or {}).get(quality) or 0))
     rows = [
         [
             str(trial["trial"]),
             str(trial["state"]).lower(),
-            shown((trial.get("metrics") or {}).get("miou_all")),
+            shown((trial.get("metrics") or {}).get(quality)),
             shown(trial.get("params_millions")),
             *(shown(trial["config"].get(key)) for key in keys),
         ]
         for trial in trials
     ]
-    columns = ["trial", "state", "mIoU", "params (M)", *(key.rpartition(".")[2].replace("_", " ") for key in keys)]
+    short = [key.rpartition(".")[2].replace("_", " ") for key in keys]
+    columns = ["trial", "state", NAMES[quality], "params (M)", *short]
     marked = frozenset(index for index, trial in enumerate(trials) if trial["trial"] in on_front)
     note = "Highlighted: on the Pareto front, so no other trial is better and smaller."
     return Table("Trials", columns, rows, marked, note)

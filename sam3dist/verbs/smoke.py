@@ -56,8 +56,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     drawn = {**search_figures(directory, config.objective.quality, result, star), **panels}
     seconds = time.perf_counter() - started
     report = {"verb": "smoke", "seconds": seconds, **result, "before": best["before"], **found}
-    write_report(directory, {**report, **entries(directory, drawn)})
-    show(report)
+    show(write_report(directory, {**report, **entries(directory, drawn)}))
     print(f"Trial {best['trial']} has the best score of quality and size; it is the student below.")
     show_comparison(found, best["before"])
     print(f"report    {directory / 'report.html'}\nstudent   {best['checkpoint']}")

@@ -42,11 +42,12 @@ def show(report: Mapping[str, Any]) -> None:
     from sam3dist.verbs.console import table
 
     trials: Sequence[Mapping[str, Any]] = report["trials"]
+    searched = report["objective"]["quality"]
     on_front = {point["trial"] for point in report["front"]}
     keys = sorted({key for trial in trials for key in trial["config"]})
 
     def quality(trial: Mapping[str, Any]) -> float | None:
-        return (trial.get("metrics") or {}).get("miou_all")
+        return (trial.get("metrics") or {}).get(searched)
 
     rows = [
         (
@@ -59,9 +60,9 @@ def show(report: Mapping[str, Any]) -> None:
         for trial in sorted(trials, key=lambda trial: -(quality(trial) or 0))
     ]
     short = [key.rpartition(".")[2].replace("_", " ") for key in keys]
-    table(("trial", "state", "mIoU", "params (M)", *short), rows, "Trials (* on the Pareto front)")
-    front = [(p["trial"], p["miou_all"], p["params_millions"], str(p["checkpoint"])) for p in report["front"]]
-    table(("trial", "mIoU", "params (M)", "checkpoint"), front, "Pareto front, smallest first")
+    table(("trial", "state", searched, "params (M)", *short), rows, "Trials (* on the Pareto front)")
+    front = [(p["trial"], p[searched], p["params_millions"], str(p["checkpoint"])) for p in report["front"]]
+    table(("trial", searched, "params (M)", "checkpoint"), front, "Pareto front, smallest first")
 
 
 VERB = Verb(

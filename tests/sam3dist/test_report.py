@@ -29,6 +29,7 @@ TRIALS = [
     },
 ]
 FRONT = [{"trial": "000", "miou_all": 0.61234, "params_millions": 1.0, "megabytes": {"fp16": 2.0}, "checkpoint": "c"}]
+OBJECTIVE = {"quality": "miou_all", "size_weight": 0.1}
 REPORTS = {
     "prepare": {"rows": 10, "phrases": 30, "positives": 20, "negatives": 10, "instances": 44, "rejected": {"bad": 2}},
     "train": {
@@ -43,8 +44,9 @@ REPORTS = {
     },
     "eval": {"metrics": METRICS, "num_pairs": 1234, "params_millions": 1.5, "megabytes": {"fp16": 3.0}},
     "compare": {"student": METRICS, "teacher": METRICS, "student_over_teacher": 0.875},
-    "tune": {"trials": TRIALS, "front": FRONT, "best": FRONT[0], "hypervolume": 0.4},
+    "tune": {"trials": TRIALS, "front": FRONT, "best": FRONT[0], "hypervolume": 0.4, "objective": OBJECTIVE},
     "smoke": {
+        "objective": OBJECTIVE,
         "trials": TRIALS,
         "front": FRONT,
         "best": FRONT[0],
@@ -135,6 +137,20 @@ def test_trials_on_the_front_stand_out_and_failed_ones_come_last(tmp_path: Path)
     _, page = written(tmp_path, "tune")
     rows = re.findall(r'<tr( class="marked")?><td>(\d+)</td><td>(\w+)</td>', page)
     assert rows == [(' class="marked"', "000", "done"), ("", "001", "failed")]
+
+
+def test_trials_are_ranked_by_the_quality_that_was_searched_for(tmp_path: Path):
+    def trial(name: str, all_pairs: float, presence: float) -> dict:
+        metrics = {"miou_all": all_pairs, "presence_f1": presence}
+        return {"trial": name, "state": "done", "config": {}, "metrics": metrics, "params_millions": 1.0}
+
+    trials = [trial("000", 0.9, 0.2), trial("001", 0.3, 0.8)]
+    front = [{"trial": "001", "miou_all": 0.3, "presence_f1": 0.8}]
+    searched = {"trials": trials, "front": front, "objective": {"quality": "presence_f1"}}
+    _, page = written(tmp_path, "tune", **searched)
+    assert re.findall(r"<td>(\d+)</td><td>done</td><td>([\d.]+)</td>", page) == [("001", "0.8"), ("000", "0.2")]
+    assert "<th>Presence F1</th>" in page
+    assert "<b>0.800</b><span>Presence F1</span>" in page
 
 
 def test_figures_are_inlined_with_their_captions(tmp_path: Path):

@@ -97,11 +97,14 @@ def test_a_finished_smoke_run_makes_room_but_keeps_its_scenes_and_what_is_not_ou
 
 def test_the_table_of_trials_is_best_first_with_the_front_marked(capsys: pytest.CaptureFixture[str]):
     def trial(name: str, quality: float | None) -> dict:
-        metrics = {} if quality is None else {"miou_all": quality}
+        metrics = {} if quality is None else {"miou_all": 0.1, "presence_f1": quality}
         return {"trial": name, "state": "done", "config": {"a.width": 8}, "metrics": metrics, "params_millions": 1.5}
 
-    front = [{"trial": "001", "miou_all": 0.7, "params_millions": 1.5, "checkpoint": "runs/x/001"}]
-    show({"trials": [trial("000", 0.2), trial("001", 0.7), trial("002", None)], "front": front})
+    front = [{"trial": "001", "miou_all": 0.1, "presence_f1": 0.7, "params_millions": 1.5, "checkpoint": "runs/x/001"}]
+    trials = [trial("000", 0.2), trial("001", 0.7), trial("002", None)]
+    show({"trials": trials, "front": front, "objective": {"quality": "presence_f1"}})
     out = capsys.readouterr().out
     assert out.index("* 001") < out.index("  000") < out.index("  002")
+    assert "presence_f1" in out
+    assert out.count(" 0.7 ") == 2  # in the table of trials, and of the front
     assert "runs/x/001" in out
