@@ -11,6 +11,7 @@ from cluster.evaluate import evaluate_worker, work
 from sam3dist.cli import main
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import with_overrides
+from tests.sam3dist.promised import assert_promised
 
 
 def test_rows_set_aside_are_counted_by_reason(
@@ -32,5 +33,6 @@ def test_a_job_on_two_workers_measures_what_the_verb_does(
     assert main(["eval", *words, f"run.dir={tmp_path / 'verb'}"]) == 0
     job, verb = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("job", "verb"))
     assert (job["verb"], job["status"], job["num_pairs"]) == ("eval", "ok", verb["num_pairs"])
+    assert_promised(job)
     assert job["metrics"] == pytest.approx(verb["metrics"], abs=1e-6, nan_ok=True)
     assert job["params_millions"] == verb["params_millions"]

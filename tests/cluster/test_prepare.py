@@ -12,6 +12,7 @@ from sam3dist.data.prepare import prepare
 from sam3dist.data.samples.write import write_scenes
 from sam3dist.data.settings import PrepareSettings
 from sam3dist.errors import ConfigError, DataError
+from tests.sam3dist.promised import assert_promised
 
 
 def test_a_key_of_a_run_is_refused_before_a_cluster_is_asked(tmp_path: Path):
@@ -31,6 +32,7 @@ def test_a_job_prepares_what_the_verb_does(joined: object, tmp_path: Path, capsy
     for shard in out.glob("*.parquet"):
         assert shard.read_bytes() == (tmp_path / "here" / shard.name).read_bytes()
     report = json.loads((out / "report.json").read_text())
+    assert_promised(report)
     assert (report["verb"], report["status"], report["phrases"]) == ("prepare", "ok", expected["phrases"])
     assert f"rows 4  phrases {expected['phrases']}" in capsys.readouterr().out
 

@@ -25,6 +25,7 @@ from sam3dist.config.search import Choice, SearchConfig
 from sam3dist.errors import ConfigError
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.size import model_size
+from tests.sam3dist.promised import assert_promised
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH = "student.vision_width"
@@ -98,6 +99,8 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     assert held_placement_groups() <= groups
 
     report = json.loads((run_dir / "report.json").read_text())
+    assert report["verb"] == "tune"
+    assert_promised(report)
     trials = {trial["trial"]: trial for trial in report["trials"]}
     states = {name: (trial["config"][WIDTH], trial["state"]) for name, trial in trials.items()}
     assert states == {
@@ -116,6 +119,8 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     student = load_segmenter(report["best"]["checkpoint"])
     assert model_size(student.net.config).params_millions == pytest.approx(report["best"]["params_millions"])
     assert "trial 002  stopped" in log
+    assert (run_dir / "config.yaml").is_file()
+    assert "images/s" in log
     assert log.count("trial 004  step 4/4") == 1
 
     kept = {part: {path.parts[-4] for path in run_dir.glob(f"trials/*/*/*/{part}")} for part in ("student", "training")}

@@ -17,6 +17,7 @@ from sam3dist.data.shards import open_shards
 from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.models.source import resolve
 from sam3dist.verbs.grammar import Verb, run_dir, slug, split
+from tests.sam3dist.promised import assert_promised
 
 NAMES = [verb.name for verb in VERBS]
 
@@ -54,6 +55,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def report_in(directory: str | Path) -> dict:
     report = json.loads((Path(directory) / "report.json").read_text())
     assert report["status"] == "ok"
+    assert_promised(report)
     assert (Path(directory) / "report.html").is_file()
     return report
 

@@ -68,13 +68,12 @@ def without_data(page: str) -> str:
     return re.sub(r"data:[\w/+]+;base64,[\w+/=]+", "", page)
 
 
-@pytest.mark.parametrize("verb", REPORTS)
-def test_every_report_has_the_keys_that_scripts_read(verb: str, tmp_path: Path):
-    report, _ = written(tmp_path, verb)
-    assert (report["verb"], report["status"], report["run_dir"]) == (verb, "ok", str(tmp_path))
+def test_a_report_says_whose_it_is_and_what_made_it(tmp_path: Path):
+    report, _ = written(tmp_path, "eval")
+    assert (report["verb"], report["status"], report["run_dir"]) == ("eval", "ok", str(tmp_path))
     assert report["seconds"] == 61.0
-    assert {"sam3dist", "python", "torch", "transformers", "ray"} <= report["versions"].keys()
-    assert REPORTS[verb].keys() <= report.keys()
+    assert report["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert written(tmp_path, "train", status="stopped")[0]["status"] == "stopped"
 
 
 @pytest.mark.parametrize("verb", REPORTS)
