@@ -2,10 +2,11 @@
 
     python -m sam3dist.scene_teacher OUT_DIR
 
-Four stages: the vision transformer learns what things look like (`scene_vision`), the DETR encoder learns to join
-that to words, the DETR decoder to box what phrases name, then the whole network to segment it, with SAM3's task loss.
+Five stages: the vision transformer learns what things look like (`scene_vision`), the DETR encoder learns to join
+that to words, the DETR decoder to box what phrases name, then the whole network to segment it, with SAM3's task loss,
+and last the mask decoder alone to follow outlines.
 Every step sees scenes never seen before, so there is nothing to overfit; figures are of a fixed set of other scenes.
-The same OUT_DIR again goes on after an interruption: with the first stage not finished, or within the last.
+The same OUT_DIR again goes on after an interruption, at the first unfinished stage; the last one keeps its place, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,28 @@ from sam3dist.evaluate import evaluate
 from sam3dist.losses import distillation_loss
 from sam3dist.models.checkpoint import save_segmenter
 from sam3dist.models.reduced import reduced_sam3
-from sam3dist.models.segmenter import Segmenter, segment
-from sam3dist.scene_vision import coarsest_map, muon_and_adamw, pretrain_vision, update
+from sam3dist.models.segmenter import Segmenter, freeze_unused, segment
+from sam3dist.scene_vision import COARSEST, coarsest_map, muon_and_adamw, pretrain_vision, update
 from sam3dist.targets import make_targets
 from sam3dist.terms import dice_loss
 from sam3dist.types import LayerOutputs, PromptBatch, SegOutputs
 
 CLASS_WEIGHT = 100.0
 """SAM3's 20 is for 200 queries, by which its class loss is divided; these are 16."""
-LABELS_ONLY = DistillationConfig(beta=0, gamma=0, task=TaskWeights(classification=CLASS_WEIGHT))
 BOXES_ONLY = DistillationConfig(
     beta=0,
     gamma=0,
-    task=TaskWeights(classification=CLASS_WEIGHT, mask=0, dice=0, semantic=0, semantic_dice=0),
+    # SAM3's 5 and 2 suit a detector that has long learned to box; the presence head would have the decoder for itself.
+    task=TaskWeights(classification=CLASS_WEIGHT, box_l1=20, box_giou=8, mask=0, dice=0, semantic=0, semantic_dice=0),
 )
+LABELS_ONLY = DistillationConfig(
+    beta=0,
+    gamma=0,
+    # Masks come last and have the fewest steps, so they weigh two and three times what they do for SAM3.
+    task=TaskWeights(classification=CLASS_WEIGHT, mask=400, dice=30),
+)
+HARDEST_FORMS = {form: 2.0 if "texture" in form else 1.0 for form in FORMS}
+"""What the boxes are learned from: texture and place, rare in FORMS, are what the words tie to pixels last."""
 WARMUP_STEPS = 100
 FUSION_WEIGHT = 20.0
 REPORT_EVERY = 50
@@ -57,12 +66,14 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--vision-steps", type=int, default=2000, help="of 20 scenes")
     parser.add_argument("--vision-learning-rate", type=float, default=2e-3)
-    parser.add_argument("--word-steps", type=int, default=1500, help="of 128 phrases")
-    parser.add_argument("--box-steps", type=int, default=1500, help="of 128 phrases")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--word-steps", type=int, default=2000, help="of 128 phrases")
+    parser.add_argument("--box-steps", type=int, default=1300, help="of 128 phrases")
+    parser.add_argument("--steps", type=int, default=1500, help="of the whole network")
+    parser.add_argument("--mask-steps", type=int, default=800, help="of the mask decoder")
     parser.add_argument("--images", type=int, default=8, help="scenes a step")
     parser.add_argument("--prompts", type=int, default=5, help="phrases a scene")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--last-learning-rate", type=float, default=6e-4, help="of the whole network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate-every", type=int, default=250)
     parser.add_argument("--evaluation-scenes", type=int, default=48)
@@ -75,7 +86,13 @@ def main() -> None:
             stage(segmenter, options)
             torch.save(segmenter.state_dict(), finished)
         segmenter.load_state_dict(torch.load(finished, weights_only=True))
-    train(segmenter, options)
+    held_out = [
+        scene_batch([(SPLITS["teacher-val"], start + k) for k in range(8)], None)
+        for start in range(0, options.evaluation_scenes, 8)
+    ]
+    train(segmenter, options, held_out)
+    sharpen_masks(segmenter, options)
+    keep(segmenter, options, held_out, "end")
 
 
 def see_things(segmenter: Segmenter, options: argparse.Namespace) -> None:
@@ -106,7 +123,7 @@ def find_boxes(segmenter: Segmenter, options: argparse.Namespace) -> None:
     fusion_head = nn.Conv2d(segmenter.feature_widths["encoder"], 1, kernel_size=1)
     optimizers = muon_and_adamw([segmenter, fusion_head])
     progress = Progress("boxes", options.box_steps)
-    scenes = SceneBatches(16, 8, first_step=3 * options.word_steps)
+    scenes = SceneBatches(16, 8, first_step=3 * options.word_steps, forms=HARDEST_FORMS)
     lessons = islice(DataLoader(scenes, batch_size=None, num_workers=1), options.box_steps)
     for step, batch in enumerate(lessons, start=1):
         encoded, text, mask = _encoded(segmenter, batch)
@@ -168,8 +185,8 @@ def _as_map(segmenter: Segmenter, encoded: Any) -> Tensor:
     return encoded.last_hidden_state.transpose(1, 2).unflatten(2, (segmenter.grid, segmenter.grid))
 
 
-def train(segmenter: Segmenter, options: argparse.Namespace) -> None:
-    """The last stage; leaves the teacher in OUT_DIR/teacher and its figures in OUT_DIR/history.jsonl."""
+def train(segmenter: Segmenter, options: argparse.Namespace, held_out: Sequence[PromptBatch]) -> None:
+    """The fourth stage: the whole network; the only one long enough to be taken up again in its middle."""
     fusion_head = nn.Conv2d(segmenter.feature_widths["encoder"], 1, kernel_size=1)  # thrown away afterwards
     optimizers = muon_and_adamw([segmenter, fusion_head])
     resume, first_step = options.out_dir / "training.pt", 0
@@ -180,10 +197,6 @@ def train(segmenter: Segmenter, options: argparse.Namespace) -> None:
             optimizer.load_state_dict(saved)
         first_step = state["step"]
     batches = DataLoader(SceneBatches(options.images, options.prompts, first_step), batch_size=None, num_workers=1)
-    held_out = [
-        scene_batch([(SPLITS["teacher-val"], start + k) for k in range(8)], None)
-        for start in range(0, options.evaluation_scenes, 8)
-    ]
     progress = Progress("all", options.steps, first_step)
     for step, batch in zip(range(first_step + 1, options.steps + 1), batches, strict=False):
         segmenter.train()
@@ -193,14 +206,10 @@ def train(segmenter: Segmenter, options: argparse.Namespace) -> None:
         (loss.total + FUSION_WEIGHT * fused).backward()
         norm = nn.utils.clip_grad_norm_(segmenter.parameters(), 1.0)
         assert torch.isfinite(norm), f"step {step}: gradient norm {norm}"
-        update(optimizers, options.learning_rate * rate(step, options.steps))
+        update(optimizers, options.last_learning_rate * rate(step, options.steps))
         progress.add(step, {"fusion": fused.detach(), **loss.parts})
         if step % options.evaluate_every == 0 or step == options.steps:
-            metrics = evaluate(segmenter, held_out, 0.5, device="cpu")
-            print(f"step {step} unseen scenes {json.dumps(metrics)}", flush=True)
-            with (options.out_dir / "history.jsonl").open("a") as history:
-                history.write(json.dumps({"step": step, **metrics}) + "\n")
-            save_segmenter(segmenter, options.out_dir / "teacher")
+            keep(segmenter, options, held_out, f"step {step}")
             state = {
                 "model": segmenter.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -208,6 +217,34 @@ def train(segmenter: Segmenter, options: argparse.Namespace) -> None:
             }
             torch.save(state, resume.with_suffix(".tmp"))
             resume.with_suffix(".tmp").replace(resume)
+
+
+def sharpen_masks(segmenter: Segmenter, options: argparse.Namespace) -> None:
+    """The last stage: the mask decoder and the finer maps it reads; nothing else moves, so a step costs half."""
+    net = segmenter.net
+    learners = [net.mask_decoder, *net.vision_encoder.neck.fpn_layers[:COARSEST]]
+    segmenter.requires_grad_(False)
+    for part in learners:
+        part.requires_grad_(True)
+    freeze_unused(net)
+    optimizers = muon_and_adamw(learners)
+    progress = Progress("masks", options.mask_steps)
+    scenes = SceneBatches(options.images, options.prompts, first_step=2 * options.steps)
+    lessons = islice(DataLoader(scenes, batch_size=None, num_workers=1), options.mask_steps)
+    for step, batch in enumerate(lessons, start=1):
+        loss = distillation_loss(segment(segmenter, batch), batch, None, LABELS_ONLY)
+        loss.total.backward()
+        update(optimizers, options.learning_rate * _ramps(step, options.mask_steps))
+        progress.add(step, loss.parts)
+
+
+def keep(segmenter: Segmenter, options: argparse.Namespace, held_out: Sequence[PromptBatch], when: str) -> None:
+    """Leaves the teacher in OUT_DIR/teacher and its figures in OUT_DIR/history.jsonl."""
+    metrics = evaluate(segmenter, held_out, 0.5, device="cpu")
+    print(f"{when}: unseen scenes {json.dumps(metrics)}", flush=True)
+    with (options.out_dir / "history.jsonl").open("a") as history:
+        history.write(json.dumps({"when": when, **metrics}) + "\n")
+    save_segmenter(segmenter, options.out_dir / "teacher")
 
 
 def fusion_loss(logits: Tensor, batch: PromptBatch) -> Tensor:
