@@ -61,6 +61,8 @@ def quality(config: DistillConfig, learn: Shards, test: Shards) -> tuple[float, 
             publish=lambda report, checkpoint: None,
             directory=Path(directory),
         )
+    if report.step < config.optim.steps:  # SIGTERM ends a run in order
+        raise SystemExit(f"stopped at step {report.step} of {config.optim.steps}")
     return report.before["miou_positive"], report.metrics["miou_positive"]
 
 
