@@ -112,7 +112,7 @@ def join_words(segmenter: Segmenter, options: argparse.Namespace) -> None:
     progress = Progress("words", options.word_steps)
     for step, batch in enumerate(_lessons(options.word_steps), start=1):
         encoded, _, _ = _encoded(segmenter, batch)
-        loss = fusion_loss(fusion_head(_as_map(segmenter, encoded)).squeeze(1), batch)
+        loss = fusion_loss(fusion_head(segmenter.as_map(encoded.last_hidden_state)).squeeze(1), batch)
         loss.backward()
         update(optimizers, options.learning_rate * _ramps(step, options.word_steps))
         progress.add(step, {"fusion": loss.detach()})
@@ -124,12 +124,11 @@ def find_boxes(segmenter: Segmenter, options: argparse.Namespace) -> None:
     optimizers = muon_and_adamw([segmenter, fusion_head])
     progress = Progress("boxes", options.box_steps)
     scenes = SceneBatches(16, 8, first_step=3 * options.word_steps, forms=HARDEST_FORMS)
-    lessons = islice(DataLoader(scenes, batch_size=None, num_workers=1), options.box_steps)
-    for step, batch in enumerate(lessons, start=1):
+    for step, batch in enumerate(_drawn(scenes, options.box_steps), start=1):
         encoded, text, mask = _encoded(segmenter, batch)
         _, found = segmenter.find(encoded, text, mask)
         loss = distillation_loss(_maskless(found, segmenter.grid), batch, None, BOXES_ONLY)
-        fused = fusion_loss(fusion_head(_as_map(segmenter, encoded)).squeeze(1), batch)
+        fused = fusion_loss(fusion_head(segmenter.as_map(encoded.last_hidden_state)).squeeze(1), batch)
         (loss.total + FUSION_WEIGHT * fused).backward()
         nn.utils.clip_grad_norm_(segmenter.parameters(), 1.0)
         update(optimizers, options.learning_rate * _ramps(step, options.box_steps))
@@ -169,7 +168,7 @@ def _lessons(steps: int) -> Iterator[PromptBatch]:
     )
     for number, (forms, share) in enumerate(lessons):
         scenes = SceneBatches(16, 8, first_step=number * steps, forms=forms)
-        yield from islice(DataLoader(scenes, batch_size=None, num_workers=1), round(share * steps))
+        yield from _drawn(scenes, round(share * steps))
 
 
 def _encoded(segmenter: Segmenter, batch: PromptBatch) -> tuple[Any, Tensor, Tensor]:
@@ -180,9 +179,9 @@ def _encoded(segmenter: Segmenter, batch: PromptBatch) -> tuple[Any, Tensor, Ten
     return segmenter.join(level.index_select(0, batch.image_of_prompt), place, text, mask), text, mask
 
 
-def _as_map(segmenter: Segmenter, encoded: Any) -> Tensor:
-    """The DETR encoder's output as a map [P, C, g, g]."""
-    return encoded.last_hidden_state.transpose(1, 2).unflatten(2, (segmenter.grid, segmenter.grid))
+def _drawn(scenes: SceneBatches, steps: int) -> Iterator[PromptBatch]:
+    """The first batches of these scenes, made beside the training."""
+    return islice(DataLoader(scenes, batch_size=None, num_workers=1), steps)
 
 
 def train(segmenter: Segmenter, options: argparse.Namespace, held_out: Sequence[PromptBatch]) -> None:
@@ -196,9 +195,9 @@ def train(segmenter: Segmenter, options: argparse.Namespace, held_out: Sequence[
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first_step = state["step"]
-    batches = DataLoader(SceneBatches(options.images, options.prompts, first_step), batch_size=None, num_workers=1)
+    batches = _drawn(SceneBatches(options.images, options.prompts, first_step), max(0, options.steps - first_step))
     progress = Progress("all", options.steps, first_step)
-    for step, batch in zip(range(first_step + 1, options.steps + 1), batches, strict=False):
+    for step, batch in enumerate(batches, start=first_step + 1):
         segmenter.train()
         outputs = segment(segmenter, batch, auxiliary=True)
         loss = distillation_loss(outputs, batch, None, LABELS_ONLY)
@@ -230,8 +229,7 @@ def sharpen_masks(segmenter: Segmenter, options: argparse.Namespace) -> None:
     optimizers = muon_and_adamw(learners)
     progress = Progress("masks", options.mask_steps)
     scenes = SceneBatches(options.images, options.prompts, first_step=2 * options.steps)
-    lessons = islice(DataLoader(scenes, batch_size=None, num_workers=1), options.mask_steps)
-    for step, batch in enumerate(lessons, start=1):
+    for step, batch in enumerate(_drawn(scenes, options.mask_steps), start=1):
         loss = distillation_loss(segment(segmenter, batch), batch, None, LABELS_ONLY)
         loss.total.backward()
         update(optimizers, options.learning_rate * _ramps(step, options.mask_steps))

@@ -53,9 +53,9 @@ class LabelledScenes(IterableDataset):
 
 def coarsest_map(segmenter: Segmenter, pictures: Tensor) -> Tensor:
     """The level of the neck that meets the words, [B, C, g, g], without the finer ones, which cost more than it."""
-    vision, side = segmenter.net.vision_encoder, segmenter.grid
+    vision = segmenter.net.vision_encoder
     tokens = vision.backbone(segmenter.normalised(pictures)).last_hidden_state
-    return vision.neck.fpn_layers[COARSEST](tokens.transpose(1, 2).unflatten(2, (side, side)))
+    return vision.neck.fpn_layers[COARSEST](segmenter.as_map(tokens))
 
 
 def muon_and_adamw(modules: Sequence[nn.Module]) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:

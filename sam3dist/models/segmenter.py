@@ -120,7 +120,7 @@ class Segmenter(nn.Module):
             "presence_logits": presence[-1],
             "semantic_logits": masks.semantic_seg.squeeze(1).float(),
             "features.vision": maps[-1],
-            "features.encoder": encoded.last_hidden_state.transpose(1, 2).unflatten(2, maps[-1].shape[-2:]),
+            "features.encoder": self.as_map(encoded.last_hidden_state),
         }
         if auxiliary:
             answer |= {
@@ -158,6 +158,10 @@ class Segmenter(nn.Module):
         logits = net.dot_product_scoring(decoder_hidden_states=queries, text_features=text, text_mask=text_mask)
         presence = decoded.presence_logits.squeeze(-1)
         return queries[-1], LayerOutputs(logits.squeeze(-1).float(), boxes.float(), presence.float())
+
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """Tokens [N, g * g, C], row by row, as the map [N, C, g, g]."""
+        return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
     def normalised(self, images: Tensor) -> Tensor:
         """Float images in -1..1 (SAM3's mean and deviation are 0.5) at the network's resolution."""
