@@ -2,7 +2,7 @@
 
 Each distillation term has the weight of its counterpart in the task loss, with KL_SCALE where the counterpart is a
 cross entropy. Only the last decoder layer imitates.
-P prompts, Q queries, K teacher queries looked at, M matched pairs, h x w mask cells, g x g feature cells.
+P prompts, Q queries, M matched pairs, h x w mask cells, g x g feature cells.
 """
 
 from __future__ import annotations
@@ -14,19 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam3dist.boxes import iou_and_giou, to_centres
-from sam3dist.errors import NonFiniteError
 from sam3dist.matching import match
 from sam3dist.task import MATCHED_WEIGHT, QUERIES
 from sam3dist.terms import BCE_PER_FOCAL, bernoulli_kl, rank_means, soft_dice_loss
-from sam3dist.types import SegOutputs
+from sam3dist.types import SegOutputs, TeacherAnswers
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import TaskWeights
 
-CONFIDENT = 0.3
-"""Least sigmoid(query) * sigmoid(presence) of a teacher's query worth imitating; the threshold of transformers."""
-MOST = 32
-"""Most queries imitated per prompt."""
 KL_SCALE = 0.5
 """At temperature 2, a sure teacher then pulls an undecided student as hard as a label does with cross entropy."""
 FEATURE_SCALE = 10.0
@@ -34,7 +29,7 @@ FEATURE_SCALE = 10.0
 
 
 def imitation_loss(
-    student: SegOutputs, teacher: SegOutputs, temperature: float, weights: TaskWeights
+    student: SegOutputs, teacher: TeacherAnswers, temperature: float, weights: TaskWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The divergence of the student's answers from the teacher's, and its unweighted pieces by name.
 
@@ -45,33 +40,30 @@ def imitation_loss(
     presence answers for those. Numbers of queries and mask sides may differ.
     """
     prompts = student.query_logits.shape[0]
-    scores = teacher.query_logits.float().sigmoid() * teacher.presence_logits.float().sigmoid()[:, None]
-    best, slots = scores.topk(min(MOST, scores.shape[1]), dim=1)
-    kept = best >= CONFIDENT
-    targets = teacher.boxes.float().gather(1, slots[..., None].expand(-1, -1, 4)).flatten(0, 1)
     logits, boxes = student.query_logits.float(), student.boxes.float()
-    matches = match(logits, boxes, targets, (slots.shape[1],) * prompts, kept.flatten())
+    matches = match(logits, boxes, teacher.boxes, teacher.counts)
     prompt, query, target = matches
-    chosen = slots.flatten()[target]  # the teacher's query of each pair
+    counts = torch.tensor(teacher.counts, device=logits.device)
+    rank = target - (counts.cumsum(0) - counts)[prompt]  # of the teacher's query among those of its prompt
     per_prompt, per_pair = rank_means(logits.device, prompts, len(prompt))
 
-    pairs = bernoulli_kl(logits[prompt, query], teacher.query_logits.float()[prompt, chosen], temperature)
-    others = background_kl(logits, teacher.query_logits.float(), scores < CONFIDENT, temperature)
-    others = (others * kept.any(1, keepdim=True)).index_put((prompt, query), torch.zeros_like(pairs))
+    pairs = bernoulli_kl(logits[prompt, query], teacher.query_logits[prompt, rank], temperature)
+    others = background_kl(logits, teacher.query_logits, teacher.background, temperature)
+    others = (others * (counts > 0)[:, None]).index_put((prompt, query), torch.zeros_like(pairs))
     classes = (MATCHED_WEIGHT * pairs.sum() + others.sum()) / (QUERIES * per_prompt)
-    presence = bernoulli_kl(student.presence_logits.float(), teacher.presence_logits.float(), temperature)
+    presence = bernoulli_kl(student.presence_logits.float(), teacher.presence_logits, temperature)
     presence = 0.5 * presence.sum() / per_prompt
-    found, wanted = boxes[prompt, query], targets[target]
+    found, wanted = boxes[prompt, query], teacher.boxes[target]
     l1 = (to_centres(found) - to_centres(wanted)).abs().sum() / per_pair
     giou = (1 - iou_and_giou(found, wanted)[1]).sum() / per_pair
 
     size = student.mask_logits.shape[-2:]
     masks = student.mask_logits[prompt, query].float()
-    taught = resize_logits(teacher.mask_logits[prompt, chosen].float(), size)
+    taught = resize_logits(teacher.mask_logits[target], size)
     mask = bernoulli_kl(masks, taught, temperature).mean((1, 2)).sum() / per_pair
     dice = soft_dice_loss(masks, taught).sum() / per_pair
     maps = student.semantic_logits.float()
-    taught_maps = resize_logits(teacher.semantic_logits.float(), size)
+    taught_maps = resize_logits(teacher.semantic_logits, size)
     semantic = bernoulli_kl(maps, taught_maps, temperature).mean((1, 2)).sum() / per_prompt
     semantic_dice = soft_dice_loss(maps, taught_maps).sum() / per_prompt
 
@@ -128,25 +120,6 @@ def feature_loss(
         spread = (taught - taught.mean((0, 2, 3), keepdim=True)).square().mean()
         parts[f"feature/{name}"] = F.mse_loss(found, taught) / spread.clamp(min=1e-6)
     return FEATURE_SCALE * torch.stack(list(parts.values())).mean(), parts
-
-
-def check_teacher(teacher: SegOutputs, answers: bool, features: tuple[str, ...]) -> None:
-    """Raises NonFiniteError that names the teacher and its first answer with a NaN or an infinite value.
-
-    Waits for the device once, for all answers together.
-    """
-    names = ("query_logits", "boxes", "presence_logits", "semantic_logits", "mask_logits") if answers else ()
-    values = {name: getattr(teacher, name) for name in names}
-    values |= {f"features.{name}": teacher.features[name] for name in features}
-    if not values:
-        return
-    # A sum is finite only if all of its terms are; far cheaper in memory than isfinite on every mask.
-    finite = torch.stack([value.sum(dtype=torch.float32) for value in values.values()]).isfinite().tolist()
-    for name, good in zip(values, finite, strict=True):
-        if not good:
-            raise NonFiniteError(
-                f"The teacher's {name} are not finite: use teacher.precision=fp32, or check teacher.source."
-            )
 
 
 def resize_logits(logits: Tensor, size: torch.Size) -> Tensor:

@@ -8,23 +8,22 @@ call `distillation_loss` equally often.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sam3dist.imitation import check_teacher, feature_loss, imitation_loss
+from sam3dist.imitation import feature_loss, imitation_loss
 from sam3dist.targets import make_targets
 from sam3dist.task import task_loss
-from sam3dist.types import LossTerms, PromptBatch, SegOutputs
+from sam3dist.types import LossTerms, PromptBatch, SegOutputs, TeacherAnswers
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillationConfig
 
 
 def distillation_loss(
-    student: SegOutputs, batch: PromptBatch, teacher: SegOutputs | None, config: DistillationConfig
+    student: SegOutputs, batch: PromptBatch, teacher: TeacherAnswers | None, config: DistillationConfig
 ) -> LossTerms:
     """The weighted sum and its three terms; without a teacher the last two are zero.
 
@@ -41,9 +40,6 @@ def distillation_loss(
             height, width = student.mask_logits.shape[-2:]
             task, pieces = task_loss(student, make_targets(batch, (height, width), device), config.task)
             parts |= pieces
-        if teacher is not None:
-            teacher = _detached(teacher)
-            check_teacher(teacher, config.beta > 0, names)
         if teacher is not None and config.beta > 0:
             distillation, pieces = imitation_loss(student, teacher, config.temperature, config.task)
             parts |= pieces
@@ -52,12 +48,3 @@ def distillation_loss(
             parts |= pieces
         total = config.alpha * task + config.beta * distillation + config.gamma * feature
     return LossTerms(task, distillation, feature, total, {name: value.detach() for name, value in parts.items()})
-
-
-def _detached(answers: SegOutputs) -> SegOutputs:
-    """The answers of the last layer and the features, as constants."""
-    names = ("mask_logits", "query_logits", "boxes", "presence_logits", "semantic_logits")
-    features = {name: value.detach() for name, value in answers.features.items()}
-    return replace(
-        answers, features=features, auxiliary=(), **{name: getattr(answers, name).detach() for name in names}
-    )

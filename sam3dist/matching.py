@@ -28,37 +28,29 @@ class Matches(NamedTuple):
 
 
 @torch.no_grad()
-def match(
-    query_logits: Tensor, boxes: Tensor, target_boxes: Tensor, counts: Sequence[int], keep: Tensor | None = None
-) -> Matches:
+def match(query_logits: Tensor, boxes: Tensor, target_boxes: Tensor, counts: Sequence[int]) -> Matches:
     """The pairs of queries and targets with the least total cost in each prompt.
 
-    query_logits [P, Q], boxes [P, Q, 4], target_boxes [N, 4] ordered by prompt, counts P numbers that add up to N;
-    keep [N] bool leaves targets out. A prompt with n targets gets min(n, Q) pairs. Costs reach the host in one
-    transfer. Raises NonFiniteError where a prediction is NaN or infinite.
+    query_logits [P, Q], boxes [P, Q, 4], target_boxes [N, 4] ordered by prompt, counts P numbers that add up to N.
+    A prompt with n targets gets min(n, Q) pairs. Costs reach the host in one transfer. Raises NonFiniteError where a
+    prediction is NaN or infinite.
     """
     assert len(counts) == query_logits.shape[0]
     assert sum(counts) == target_boxes.shape[0]
     prompt_of_target = torch.repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-    cost = matching_cost(query_logits, boxes, target_boxes, prompt_of_target.to(query_logits.device))
-    if keep is not None:
-        cost = torch.cat([cost, keep[:, None].to(cost)], dim=1)
-    table = cost.cpu().numpy()
-    kept = np.ones(len(table), dtype=bool)
-    if keep is not None:
-        table, kept = table[:, :-1], table[:, -1] > 0
-    if not np.isfinite(table).all():
-        prompt = int(prompt_of_target[np.flatnonzero(~np.isfinite(table).all(axis=1))[0]])
+    table = matching_cost(query_logits, boxes, target_boxes, prompt_of_target.to(query_logits.device)).cpu().numpy()
+    finite = np.isfinite(table).all(axis=1)
+    if not finite.all():
+        prompt = int(prompt_of_target[np.flatnonzero(~finite)[0]])
         raise NonFiniteError(
             f"The query logits or boxes predicted for prompt {prompt} of the batch are NaN or infinite, so they match "
             "nothing: lower optim.learning_rate or optim.clip_grad_norm, or use strategy.precision=fp32."
         )
     pairs = [np.zeros((3, 0), dtype=np.int64)]
     for prompt, (start, count) in enumerate(zip(np.cumsum([0, *counts]), counts, strict=False)):
-        rows = start + np.flatnonzero(kept[start : start + count])
-        if len(rows):
-            chosen, queries = linear_sum_assignment(table[rows])
-            pairs.append(np.stack([np.full_like(chosen, prompt), queries, rows[chosen]]))
+        if count:
+            chosen, queries = linear_sum_assignment(table[start : start + count])
+            pairs.append(np.stack([np.full_like(chosen, prompt), queries, start + chosen]))
     return Matches(*torch.from_numpy(np.concatenate(pairs, axis=1)).to(query_logits.device, non_blocking=True))
 
 

@@ -7,11 +7,13 @@ h, w mask cells. A prompt is one phrase asked of one image.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
+
+Nouns = TypeVar("Nouns")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class PromptBatch:
     exhaustive: Tensor  # [P] bool; False: there may be more instances than the masks show
     rejected: Mapping[str, int] = field(default_factory=dict)
     """In training, how many rows are missing because they could not be used, by reason."""
+    answers: CodedAnswers | None = None
+    """What the teacher said of these prompts, where it was asked before (`sam3dist teach`)."""
 
     def __post_init__(self) -> None:
         count = len(self.prompts)
@@ -54,12 +58,7 @@ class PromptBatch:
 
     def to(self, device: Any) -> PromptBatch:
         """The same batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for f in fields(self)
-            for value in (getattr(self, f.name),)
-        }
-        return PromptBatch(**moved)
+        return _moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,52 @@ class LayerOutputs:
     query_logits: Tensor  # [P, Q]
     boxes: Tensor  # [P, Q, 4] xyxy in 0..1
     presence_logits: Tensor  # [P]
+
+
+@dataclass(frozen=True)
+class TeacherAnswers:
+    """What a student imitates of a teacher.
+
+    The queries of a prompt are in the order of their scores, best first. The first `counts[p]` of them are its
+    confident ones: M in all, whose boxes and masks lie packed here, prompt after prompt.
+    """
+
+    query_logits: Tensor  # [P, Q]
+    background: Tensor  # [P, Q] bool: queries that the teacher does not take for an instance
+    presence_logits: Tensor  # [P]
+    semantic_logits: Tensor  # [P, h, w]
+    counts: tuple[int, ...]  # P numbers that add up to M
+    boxes: Tensor  # [M, 4] xyxy in 0..1
+    mask_logits: Tensor  # [M, h, w]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """As those of SegOutputs."""
+
+
+@dataclass(frozen=True)
+class CodedAnswers:
+    """TeacherAnswers on their way to the device, with a byte in place of each mask logit and feature value."""
+
+    query_logits: Tensor  # [P, Q] float32
+    background: Tensor  # [P, Q] bool
+    presence_logits: Tensor  # [P] float32
+    semantic_codes: Tensor  # [P, h, w] uint8
+    counts: tuple[int, ...]  # P numbers that add up to M
+    boxes: Tensor  # [M, 4] float32, xyxy in 0..1
+    mask_codes: Tensor  # [M, h, w] uint8
+    features: dict[str, CodedMaps] = field(default_factory=dict)
+
+    def to(self, device: Any) -> CodedAnswers:
+        """The same answers with their tensors on `device`."""
+        features = {name: _moved(maps, device) for name, maps in self.features.items()}
+        return replace(_moved(self, device), features=features)
+
+
+@dataclass(frozen=True)
+class CodedMaps:
+    """Feature maps whose values are codes * scales."""
+
+    codes: Tensor  # [B or P, C, g, g] int8
+    scales: Tensor  # [B or P, C] float32
 
 
 @dataclass(frozen=True)
@@ -114,3 +159,14 @@ class Report:
     """Images trained on by all workers together, per second of training."""
     goodput: float = 0.0
     """Share of the wall time spent in training steps; the rest waits for data, evaluates or saves."""
+
+
+def _moved(nouns: Nouns, device: Any) -> Nouns:
+    """The same data class with its tensors, and what else can be moved, on `device`."""
+    moved = {
+        f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+        for f in fields(nouns)  # type: ignore[arg-type]
+        for value in (getattr(nouns, f.name),)
+        if isinstance(value, Tensor | CodedAnswers)
+    }
+    return replace(nouns, **moved)  # type: ignore[type-var]

@@ -5,21 +5,26 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sam3dist.answers import imitable
 from sam3dist.config.distill import DistillationConfig
 from sam3dist.errors import NonFiniteError
 from sam3dist.losses import distillation_loss
 from sam3dist.targets import make_targets
-from sam3dist.types import LossTerms, PromptBatch
+from sam3dist.types import LossTerms, PromptBatch, SegOutputs, TeacherAnswers
 from tests.sam3dist.cases import Answers, batch_of, four_prompts, rectangle, truthful
 
 CONFIG = DistillationConfig(alpha=0.7, beta=0.4, gamma=0.2)
+
+
+def said(teacher: SegOutputs) -> TeacherAnswers:
+    return imitable(teacher, tuple(teacher.features))
 
 
 def terms(batch: PromptBatch | None = None, config: DistillationConfig = CONFIG, teacher: bool = True) -> LossTerms:
     batch = batch or four_prompts()
     count = len(batch.prompts)
     student, taught = Answers(count, 6, 16, layers=2, seed=0), Answers(count, 9, 24, seed=1)
-    return distillation_loss(student.outputs(), batch, taught.outputs() if teacher else None, config)
+    return distillation_loss(student.outputs(), batch, said(taught.outputs()) if teacher else None, config)
 
 
 def test_total_is_the_weighted_sum_of_the_three_terms():
@@ -49,7 +54,7 @@ def test_the_teacher_gets_no_gradient_though_its_answers_could_carry_one():
     answers = teacher.outputs()
     assert answers.boxes.requires_grad
     assert answers.features["vision"].requires_grad
-    distillation_loss(student.outputs(), four_prompts(), answers, CONFIG).total.backward()
+    distillation_loss(student.outputs(), four_prompts(), said(answers), CONFIG).total.backward()
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in student.parameters())
     assert all(tensor.grad is None for tensor in teacher.parameters())
 
@@ -62,7 +67,7 @@ def test_the_teacher_gets_no_gradient_though_its_answers_could_carry_one():
 def test_odd_batches_give_finite_losses_and_gradients(batch: PromptBatch):
     student = Answers(len(batch.prompts), 6, 16, layers=2)
     teacher = Answers(len(batch.prompts), 9, 24, seed=1)
-    loss = distillation_loss(student.outputs(), batch, teacher.outputs(), CONFIG)
+    loss = distillation_loss(student.outputs(), batch, said(teacher.outputs()), CONFIG)
     loss.total.backward()
     assert loss.total.isfinite()
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in student.parameters())
@@ -77,7 +82,7 @@ def test_labels_and_teacher_are_learnt_at_once():
     optimizer = torch.optim.Adam(student.parameters(), lr=0.1)
     losses = []
     for _ in range(100):
-        loss = distillation_loss(student.outputs(), batch, teacher, DistillationConfig())
+        loss = distillation_loss(student.outputs(), batch, said(teacher), DistillationConfig())
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
@@ -85,24 +90,6 @@ def test_labels_and_teacher_are_learnt_at_once():
     assert losses[-1].feature < 0.1 * losses[0].feature
     assert losses[-1].task < 0.1 * losses[0].task
     assert losses[-1].distillation < 0.1 * losses[0].distillation
-
-
-@pytest.mark.parametrize("name", ["mask_logits", "query_logits", "presence_logits", "semantic_logits", "boxes"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_teacher_that_answers_nonsense_is_named(name: str, bad: float):
-    student, teacher = Answers(4, 6, 16).outputs(), Answers(4, 6, 16).outputs()
-    broken = getattr(teacher, name).detach().clone()
-    broken.view(-1)[3] = bad
-    with pytest.raises(NonFiniteError, match=f"teacher's {name}"):
-        distillation_loss(student, four_prompts(), replace(teacher, **{name: broken}), CONFIG)
-
-
-def test_a_teacher_with_broken_features_is_named():
-    student, teacher = Answers(4, 6, 16), Answers(4, 6, 16)
-    with torch.no_grad():
-        teacher.features["encoder"][0, 0, 0, 0] = math.nan
-    with pytest.raises(NonFiniteError, match=r"teacher's features\.encoder"):
-        distillation_loss(student.outputs(), four_prompts(), teacher.outputs(), CONFIG)
 
 
 def test_a_student_with_nan_boxes_is_named():
@@ -126,9 +113,9 @@ def test_half_precision_answers_and_autocast_give_the_float32_loss():
         names = ("mask_logits", "query_logits", "presence_logits", "semantic_logits")
         return replace(half, **{name: getattr(half, name).float() for name in names})
 
-    expected = distillation_loss(restored(student), four_prompts(), restored(teacher), CONFIG)
+    expected = distillation_loss(restored(student), four_prompts(), said(restored(teacher)), CONFIG)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = distillation_loss(halved(student), four_prompts(), halved(teacher), CONFIG)
+        found = distillation_loss(halved(student), four_prompts(), said(halved(teacher)), CONFIG)
     assert found.total.dtype == torch.float32
     torch.testing.assert_close(found.total, expected.total, rtol=1e-6, atol=0)
     found.total.backward()
@@ -152,7 +139,7 @@ def _part_loss(part: slice) -> torch.Tensor:
     whole = four_prompts()
     batch = batch_of(*whole.masks[part])
     config = DistillationConfig(gamma=0.0)
-    return distillation_loss(cut(Answers(4, 6, 16)), batch, cut(Answers(4, 9, 24, seed=1)), config).total
+    return distillation_loss(cut(Answers(4, 6, 16)), batch, said(cut(Answers(4, 9, 24, seed=1))), config).total
 
 
 def test_the_mean_loss_of_two_uneven_ranks_is_that_of_the_whole_batch():

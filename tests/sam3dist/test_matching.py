@@ -62,15 +62,6 @@ def test_matches_cost_least_of_all_permutations(queries: int, counts: tuple[int,
         assert cost[target, query].sum().item() == pytest.approx(best, abs=1e-5)
 
 
-def test_targets_that_are_not_kept_take_no_query():
-    logits, boxes, targets = torch.zeros(2, 4), random_boxes(2, 4, seed=4), random_boxes(5, seed=5)
-    found = match(logits, boxes, targets, (2, 3), keep=torch.tensor([False, True, False, False, True]))
-    assert found.prompt.tolist() == [0, 1]
-    assert found.target.tolist() == [1, 4]
-    alone = match(logits, boxes, targets[[1, 4]], (1, 1))
-    assert found.query.tolist() == alone.query.tolist()
-
-
 def test_nothing_to_match_gives_no_pairs():
     found = match(torch.zeros(2, 3), random_boxes(2, 3, seed=0), torch.zeros(0, 4), (0, 0))
     assert [len(index) for index in found] == [0, 0, 0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
+from sam3dist.answers import imitable
 from sam3dist.config.distill import DistillConfig
 from sam3dist.errors import CheckpointError, ResourceError
 from sam3dist.losses import distillation_loss
@@ -185,7 +186,7 @@ def test_every_trainable_weight_is_reached(weights: dict[str, float], empty: boo
     pupil = pupil_of(tiny_teacher, config).train()
     batch = without_instances(random_batch(1, 1)) if empty else random_batch(1, 2)
     with torch.no_grad():
-        taught = segment(tiny_teacher, batch)
+        taught = imitable(segment(tiny_teacher, batch), ("vision", "encoder"))
     outputs = segment(pupil, batch, auxiliary=config.distillation.alpha > 0)
     distillation_loss(outputs, batch, taught, config.distillation).total.backward()
     assert not [name for name, p in pupil.named_parameters() if p.requires_grad and p.grad is None]

@@ -1,0 +1,89 @@
+"""From all that a teacher says to what a student imitates, and from stored codes back to it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sam3dist.errors import NonFiniteError
+from sam3dist.predictions import instance_scores
+from sam3dist.types import CodedAnswers, SegOutputs, TeacherAnswers
+
+CONFIDENT = 0.3
+"""Least sigmoid(query) * sigmoid(presence) of a teacher's query worth imitating; the threshold of transformers."""
+MOST = 32
+"""Most queries imitated per prompt."""
+MASK_LIMIT = 8.0
+"""A teacher's mask and semantic logits beyond this count as this, a probability of 0.9997: how sure it is beyond that
+teaches nothing about where a thing ends, and takes most of the bytes that storing logits would cost."""
+MASK_CODES = 128
+"""Values a stored mask logit can have. They lie asinh-spaced, a two-hundredth apart at 0, where that moves an edge, and
+three quarters apart at MASK_LIMIT."""
+_KNEE = 0.05
+"""The logit around which the spacing turns from even to growing."""
+_DENSITY = MASK_CODES / 2 / math.asinh(MASK_LIMIT / _KNEE)
+
+
+def imitable(outputs: SegOutputs, features: tuple[str, ...] = (), mask_limit: float = MASK_LIMIT) -> TeacherAnswers:
+    """The answers of a teacher as a student imitates them, with these of its features, as constants.
+
+    Raises NonFiniteError that names the teacher and its first answer with a NaN or an infinite value.
+    """
+    _require_finite(outputs, features)
+    scores, order = instance_scores(outputs).detach().sort(dim=1, descending=True, stable=True)
+    confident = scores >= CONFIDENT
+    kept = confident[:, :MOST]
+    prompt, rank = kept.nonzero(as_tuple=True)
+    query = order[prompt, rank]
+    return TeacherAnswers(
+        query_logits=outputs.query_logits.detach().float().gather(1, order),
+        background=~confident,
+        presence_logits=outputs.presence_logits.detach().float(),
+        semantic_logits=outputs.semantic_logits.detach().float().clamp(-mask_limit, mask_limit),
+        counts=tuple(kept.sum(1).tolist()),
+        boxes=outputs.boxes.detach().float()[prompt, query],
+        mask_logits=outputs.mask_logits.detach()[prompt, query].float().clamp(-mask_limit, mask_limit),
+        features={name: outputs.features[name].detach() for name in features},
+    )
+
+
+def decoded(coded: CodedAnswers, features: tuple[str, ...] = ()) -> TeacherAnswers:
+    """The stored answers as `imitable` gave them, but for what the codes are wrong by; on the device of the codes."""
+    return TeacherAnswers(
+        query_logits=coded.query_logits,
+        background=coded.background,
+        presence_logits=coded.presence_logits,
+        semantic_logits=mask_logits(coded.semantic_codes),
+        counts=coded.counts,
+        boxes=coded.boxes,
+        mask_logits=mask_logits(coded.mask_codes),
+        features={name: coded.features[name].codes * coded.features[name].scales[..., None, None] for name in features},
+    )
+
+
+def mask_codes(logits: Tensor) -> Tensor:
+    """The stored value nearest to each logit: uint8 in 0..127, from 64 on for logits of 0 and more."""
+    half = MASK_CODES // 2
+    return (torch.asinh(logits.float() / _KNEE) * _DENSITY).floor().clamp(-half, half - 1).add(half).to(torch.uint8)
+
+
+def mask_logits(codes: Tensor) -> Tensor:
+    """What the codes stand for: float32, of the same sign as what they were made of."""
+    meanings = _KNEE * torch.sinh((torch.arange(MASK_CODES, device=codes.device) - (MASK_CODES - 1) / 2) / _DENSITY)
+    return meanings.index_select(0, codes.flatten().int()).view(codes.shape)
+
+
+def _require_finite(outputs: SegOutputs, features: tuple[str, ...]) -> None:
+    """Waits for the device once, for all answers together."""
+    names = ("query_logits", "boxes", "presence_logits", "semantic_logits", "mask_logits")
+    values = {name: getattr(outputs, name) for name in names}
+    values |= {f"features.{name}": outputs.features[name] for name in features}
+    # A sum is finite only if all of its terms are; far cheaper in memory than isfinite on every mask.
+    finite = torch.stack([value.detach().sum(dtype=torch.float32) for value in values.values()]).isfinite().tolist()
+    for name, good in zip(values, finite, strict=True):
+        if not good:
+            raise NonFiniteError(
+                f"The teacher's {name} are not finite: use teacher.precision=fp32, or check teacher.source."
+            )
