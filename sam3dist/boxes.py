@@ -33,3 +33,15 @@ def area(boxes: Tensor) -> Tensor:
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(0)
     # Not prod(): its backward counts zeros on the host.
     return sides[..., 0] * sides[..., 1]
+
+
+def extents(masks: Tensor) -> Tensor:
+    """The box [N, 4] around each mask [N, h, w] bool, in shares of its sides; zeros for an empty one."""
+    height, width = masks.shape[-2:]
+    sides = []
+    for occupied, cells in ((masks.any(1), width), (masks.any(2), height)):
+        places = torch.arange(cells, device=masks.device)
+        first = torch.where(occupied, places, cells).amin(1)
+        beyond = torch.where(occupied, places + 1, 0).amax(1)
+        sides.append(torch.stack([first.clamp(max=beyond), beyond], dim=1) / cells)
+    return torch.stack(sides, dim=2).flatten(1)

@@ -173,7 +173,7 @@ def draw(
             image = np.asarray(to_rgb(load_pixels(open_image(row.image, data.max_pixels))))
             masks = {}
             for name, model in (("student", student), ("teacher", teacher)):
-                batch = collate([decode_row(row, [prompt], model.image_size, data.max_pixels, flip=False)])
+                batch = collate([decode_row(row, [prompt], model.image_size, data.max_pixels)])
                 with torch.no_grad():
                     outputs = segment(model, batch.to(model.device))
                 masks[name] = [instance.mask for instance in predictions(outputs, batch, threshold)[0]]

@@ -11,7 +11,7 @@ FILES = sorted(path for folder in ("sam3dist", "cluster") for path in (ROOT / fo
 
 LAYERS = (
     "types errors config wording boxes",
-    "data models metrics predictions targets matching losses task imitation terms overlay",
+    "data models metrics predictions targets matching losses task imitation terms overlay answers teaching",
     "strategies engine evaluate export objective predict compare visualize plots figures page report"
     " scene_teacher scene_vision",
     "cluster",
@@ -97,7 +97,7 @@ def test_only_its_strategy_imports_deepspeed():
 
 
 def test_only_models_import_the_libraries_of_networks():
-    for package in ("transformers", "open_clip", "timm", "huggingface_hub"):
+    for package in ("transformers", "open_clip", "timm", "huggingface_hub", "peft"):
         assert offenders(package, "sam3dist.models", "sam3dist.scene_teacher", "sam3dist.scene_vision") == [], package
 
 
@@ -112,6 +112,14 @@ def test_only_config_and_those_who_compose_import_the_configuration():
     assert offenders("pydantic", "sam3dist.config", "sam3dist.verbs") == []
 
 
+def test_the_layer_of_taught_answers_reaches_for_networks_only_when_it_must():
+    """Drivers read stored answers and ask what a foreign teacher is; loading transformers takes ten seconds."""
+    for path in FILES:
+        if within(path, "sam3dist.teaching", "cluster.taught", "cluster.teach"):
+            found = {name for name in imports(path, at_import=True) if name.startswith("sam3dist.models")}
+            assert all(name.startswith("sam3dist.models.source") for name in found), f"{name_of(path)} imports {found}"
+
+
 def test_plain_configurations_need_no_pydantic():
     for name in ("plain", "__init__"):
         path = ROOT / "sam3dist" / "config" / f"{name}.py"
@@ -122,7 +130,7 @@ def test_plain_configurations_need_no_pydantic():
 def test_libraries_for_people_wait_until_they_are_used():
     """A training node may lack them, and `sam3dist --help` must not pay for them."""
     homes = ("sam3dist.page",)  # itself imported when a report is written
-    for package in ("matplotlib", "jinja2", "rich", "tensorboard", "wandb", "mlflow", "pycocotools", "ftfy"):
+    for package in ("matplotlib", "jinja2", "rich", "tensorboard", "wandb", "mlflow", "pycocotools", "ftfy", "peft"):
         assert offenders(package, *homes, at_import=True) == [], package
 
 

@@ -24,9 +24,16 @@ class TeacherConfig(Settings):
     """Which teacher, and in which precision it answers."""
 
     source: str = "embedded"
-    """"embedded" (ships with the package), a Hugging Face id, a local directory, or Meta's sam3.pt."""
+    """"embedded" (ships with the package), a Hugging Face id, a local directory, or Meta's sam3.pt.
+    For `sam3dist teach` also a SAM (1), or FILE.py:NAME, what a file of yours makes."""
+    adapter: str | None = None
+    """Directory of a LoRA adapter (peft) for a SAM teacher; None has none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes it fast, else fp32."""
+    mode: Literal["online", "stored"] = "online"
+    """online asks the teacher in every step; stored reads what `sam3dist teach` wrote once for all runs."""
+    answers: str | None = None
+    """Directory of the stored answers; None is `answers` inside data.train."""
 
 
 class StudentSpec(Settings):
@@ -56,6 +63,9 @@ class StudentSpec(Settings):
     """Channels of the text encoder."""
     text_depth: int | None = Field(None, ge=1, le=48)
     """Layers of the text encoder."""
+    like: str | None = None
+    """Network of SAM3's architecture that the nulls here and init=teacher mean; None is teacher.source itself. For
+    teachers of another architecture, whose answers are stored."""
     init: Literal["teacher", "random"] = "teacher"
     """teacher: copy every weight that fits, layers and channels evenly chosen; random: start from nothing."""
 
@@ -75,6 +85,10 @@ class DataConfig(Settings):
     """Wanted share of phrases that name nothing in their image, as far as the image has any."""
     horizontal_flip: bool = False
     """Mirror half of the images. Off by default: phrases may say left or right."""
+    crop_share: float = Field(1.0, gt=0, le=1)
+    """Least share of an image's area that a random crop keeps; 1 keeps all of it, as stored answers need."""
+    colour_jitter: float = Field(0.0, ge=0, lt=1)
+    """Greatest change of brightness, contrast and saturation of an image, each drawn anew: 0.4 is from 60 to 140 %."""
     decode_threads: int = Field(2, ge=1, le=128)
     """Threads that decode in each worker."""
     prefetch_batches: int = Field(2, ge=1, le=64)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sam3dist.data.decode import Sample, collate, decode_row
+from sam3dist.data.decode import PLAIN, Sample, View, collate, decode_row
 from sam3dist.data.prompts import draw_prompts
 from sam3dist.data.rejects import Reject, Rejects
 from sam3dist.data.rows import Prompt, Row
@@ -28,6 +28,7 @@ from sam3dist.types import PromptBatch
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DataConfig
+    from sam3dist.teaching.store import AnswerStore
 
 MAX_PROMPTS = 32
 """Phrases of an evaluation batch, at most, where `prompts_per_batch` is not given."""
@@ -102,11 +103,12 @@ def follow(
     *,
     seed: int,
     skip_batches: int = 0,
+    answers: AnswerStore | None = None,
 ) -> Generator[PromptBatch]:
     """Training batches of one rank from pairs of an epoch and its row groups in order, after the first `skip_batches`.
 
-    The skipped ones are not read. Each says how many of its rows were `rejected`. DataError where a share has rows
-    but not one that can be used.
+    The skipped ones are not read. answers: a teacher's to the same shards; the batches then have them. Each batch says
+    how many of its rows were `rejected`. DataError where a share has rows but not one that can be used.
     """
 
     def made() -> Iterator[PromptBatch]:
@@ -117,7 +119,7 @@ def follow(
             if skip >= length:
                 skip -= length
                 continue
-            reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch)
+            reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch, answers=answers)
             empty = skip == 0
             rejects, known = Rejects(), Counter[str]()
             for samples in reader.places(groups, rejects, skip):
@@ -163,6 +165,21 @@ def evaluation_batches(
     )
 
 
+def drawn_view(size: tuple[int, int], data: DataConfig, rng: np.random.Generator) -> View:
+    """How one step looks at an image of `size` (height, width)."""
+    flip = data.horizontal_flip and rng.random() < 0.5
+    window, colours = None, PLAIN.colours
+    if data.crop_share < 1:
+        share = rng.uniform(data.crop_share, 1) ** 0.5  # of each side, so that the image keeps its shape
+        height, width = (max(1, round(share * length)) for length in size)
+        top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(size, (height, width), strict=True))
+        window = (top, left, height, width)
+    if data.colour_jitter > 0:
+        brightness, contrast, saturation = 1 + data.colour_jitter * rng.uniform(-1, 1, 3)
+        colours = (brightness, contrast, saturation)
+    return View(window, flip, colours)
+
+
 def _length(groups: Sequence[RowGroup], data: DataConfig) -> int:
     return -(-sum(len(group.places) for group in groups) // data.images_per_batch)
 
@@ -189,6 +206,7 @@ class _Reader:
     training: bool
     images_per_batch: int
     prompts_per_batch: int = MAX_PROMPTS
+    answers: AnswerStore | None = None
 
     def batches(self, row_groups: Iterable[RowGroup], rejects: Rejects | None) -> Iterator[PromptBatch]:
         yield from (collate(samples) for samples in self.places(row_groups, rejects) if samples)
@@ -201,7 +219,11 @@ class _Reader:
         with closing(ordered_map(self._sample, rows, self.data.decode_threads, ahead)) as results:
             total = sum(len(group.places) for group in row_groups) if isinstance(row_groups, Sequence) else None
             samples = self._set_aside(results, rejects, total)
-            yield from self._in_places(samples) if self.training else self._by_prompts(samples)
+            if self.training:
+                yield from self._in_places(samples)
+            else:
+                usable = (sample for sample in samples if sample is not None)
+                yield from grouped(usable, self.images_per_batch, self.prompts_per_batch)
 
     def _rows(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[Row | _SetAside]:
         """The rows in the order of this epoch, after the first `skip`."""
@@ -211,7 +233,7 @@ class _Reader:
             size = sum(len(group.places) for group in groups)
             order = rng.permutation(size) if self.training else np.arange(size)
             if skip < size:
-                rows = [row for group in groups for row in _read(group)]
+                rows = [row for group in groups for row in _read(group, self.answers)]
                 for place in order[skip:]:
                     yield rows[place]
             skip = max(skip - size, 0)
@@ -227,9 +249,10 @@ class _Reader:
             prompts = draw_prompts(row.prompts, self.data.prompts_per_image, self.data.negative_share, rng)
         if not prompts:
             return None
-        flip = self.training and self.data.horizontal_flip and rng.random() < 0.5
+        view = drawn_view((row.height, row.width), self.data, rng) if self.training else PLAIN
         try:
-            return decode_row(row, prompts, self.side, self.data.max_pixels, flip)
+            sample = decode_row(row, prompts, self.side, self.data.max_pixels, view)
+            return sample if sample.asked else None
         except Reject as reject:
             return _SetAside(row.file_name, reject)
 
@@ -254,25 +277,32 @@ class _Reader:
         while places := list(islice(samples, self.images_per_batch)):
             yield [sample for sample in places if sample is not None]
 
-    def _by_prompts(self, samples: Iterator[Sample | None]) -> Iterator[list[Sample]]:
-        most = self.prompts_per_batch
-        group: list[Sample] = []
-        asked = 0
-        for sample in samples:
-            for start in range(0, len(sample.asked) if sample else 0, most):
-                assert sample is not None
-                piece = replace(sample, asked=sample.asked[start : start + most])
-                if group and (len(group) == self.images_per_batch or asked + len(piece.asked) > most):
-                    yield group
-                    group, asked = [], 0
-                group.append(piece)
-                asked += len(piece.asked)
-        if group:
-            yield group
+
+def grouped(samples: Iterable[Sample], images_per_batch: int, prompts_per_batch: int) -> Iterator[list[Sample]]:
+    """The samples in batches of so many images and prompts at most; one with more prompts comes in pieces."""
+    group: list[Sample] = []
+    asked = 0
+    for sample in samples:
+        for start in range(0, len(sample.asked), prompts_per_batch):
+            piece = replace(sample, asked=sample.asked[start : start + prompts_per_batch])
+            if group and (len(group) == images_per_batch or asked + len(piece.asked) > prompts_per_batch):
+                yield group
+                group, asked = [], 0
+            group.append(piece)
+            asked += len(piece.asked)
+    if group:
+        yield group
 
 
-def _read(group: RowGroup) -> Sequence[Row | _SetAside]:
+def _read(group: RowGroup, answers: AnswerStore | None) -> Sequence[Row | _SetAside]:
     try:
-        return read_rows(group)
+        rows = read_rows(group)
+        if answers is None:
+            return rows
+        found = answers.answered(group, rows)
     except Reject as reject:
         return [_SetAside(f"{Path(group.path).name}, row group {group.index}", reject)] * len(group.places)
+    return [
+        _SetAside(row.file_name, told) if isinstance(told, Reject) else told
+        for row, told in zip(rows, found, strict=True)
+    ]

@@ -11,6 +11,9 @@ import numpy as np
 
 from sam3dist.types import Rle
 
+Window = tuple[int, int, int, int]
+"""Top, left, height and width of a part of an image, in its pixels."""
+
 
 def encode_mask(mask: np.ndarray) -> Rle:
     """The run lengths of a mask [H, W]; what is not zero counts as one."""
@@ -53,6 +56,12 @@ def rle_box(rle: Rle) -> tuple[int, int, int, int]:
     if (first // rle.height != last // rle.height).any():
         return left, 0, right, rle.height
     return left, int((first % rle.height).min()), right, int((last % rle.height).max()) + 1
+
+
+def crop_rle(rle: Rle, window: Window) -> Rle:
+    """The part of the mask inside the window."""
+    top, left, height, width = window
+    return encode_mask(decode_rle(rle)[top : top + height, left : left + width])
 
 
 def flip_rle(rle: Rle) -> Rle:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -52,6 +52,8 @@ class Prompt:
     exhaustive: bool  # False: there may be more instances than these
     instances: tuple[Instance, ...]
     ignore: np.ndarray | None  # crowd region as run lengths
+    taught: Mapping[str, bytes] = field(default_factory=dict)
+    """A teacher's stored answer, by name, where a store of answers was opened with the shards."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Row:
     height: int
     width: int
     prompts: tuple[Prompt, ...]
+    taught: Mapping[str, bytes] = field(default_factory=dict)
+    """A teacher's stored features of the image, by name."""
 
     def rle(self, counts: np.ndarray) -> Rle:
         """A mask of this image from its run lengths."""

@@ -78,7 +78,7 @@ def open_shards(folder: Path | str) -> Shards:
 
 def read_rows(group: RowGroup) -> list[Row]:
     """The rows of a reference, in the order of `places`; raises Reject where the file cannot be read."""
-    table = _read_table(group)
+    table = read_table(group.path, group.index, SCHEMA)
     if table.num_rows < group.rows:
         raise Reject("corrupt shard", f"{table.num_rows} rows where the manifest says {group.rows}")
     rows = from_table(table)
@@ -92,17 +92,18 @@ def num_phrases(shards: Shards, max_images: int | None) -> int:
     total = 0
     for group in first_rows(shards.row_groups, max_images):
         with suppress(Reject):  # whoever asks the phrases counts it
-            prompts = _read_table(group, ["prompts.list.element.present"]).column("prompts")
+            prompts = read_table(group.path, group.index, SCHEMA, ["prompts.list.element.present"]).column("prompts")
             total += len(prompts.slice(0, group.rows).combine_chunks().flatten())
     return total
 
 
-def _read_table(group: RowGroup, columns: list[str] | None = None) -> pa.Table:
+def read_table(path: str, row_group: int, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """A row group of one of our Parquet files, or these columns of it; raises Reject where it cannot be read."""
     try:
-        with pq.ParquetFile(group.path, page_checksum_verification=True) as file:
-            if not file.schema_arrow.equals(SCHEMA):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(schema):
                 raise Reject("foreign shard", "its columns are not those of our rows")
-            return file.read_row_group(group.index, columns=columns, use_threads=False)
+            return file.read_row_group(row_group, columns=columns, use_threads=False)
     except Reject:
         raise
     except Exception as error:  # Arrow raises OSError, ArrowInvalid, IndexError and more on damaged files

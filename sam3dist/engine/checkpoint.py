@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FIXED = (
     "teacher.source",
+    "teacher.adapter",
     "student",
     "distillation",
     "objective",
@@ -48,6 +49,8 @@ FIXED = (
     "data.prompts_per_image",
     "data.negative_share",
     "data.horizontal_flip",
+    "data.crop_share",
+    "data.colour_jitter",
     "eval.threshold",
     "eval.max_images",
     "run.seed",

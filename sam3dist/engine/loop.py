@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sam3dist.answers import decoded, imitable
 from sam3dist.engine.checkpoint import (
     TrainingState,
     architecture_of,
@@ -34,7 +35,7 @@ from sam3dist.models.segmenter import segment
 from sam3dist.models.size import model_size
 from sam3dist.objective import score
 from sam3dist.strategies.processes import any_rank, counts_of_all_ranks
-from sam3dist.types import LossTerms, PromptBatch, Report
+from sam3dist.types import LossTerms, PromptBatch, Report, TeacherAnswers
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
@@ -67,9 +68,10 @@ def train(
     `batches` of the checkpoint's state. evaluate: metrics of the module, the same on every rank; called on all
     ranks equally often, first with the untrained student. directory: where checkpoints are written, shared by the
     ranks or one for each. resume: a checkpoint directory with the files of all ranks. loggers: used on rank 0 only.
-    teacher: None trains on labels alone. reference_millions: the size that scores are relative to, by default
-    the teacher's, else the student's own. epoch_images: training images of an epoch, only for the curves.
-    told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the run with a checkpoint.
+    teacher: None trains on the answers that the batches have, or, without, on labels alone. reference_millions: the
+    size that scores are relative to, by default the teacher's, else the student's own. epoch_images: training images
+    of an epoch, only for the curves. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the
+    run with a checkpoint.
 
     Raises NonFiniteError before a NaN reaches the weights, CheckpointError where `resume` does not fit.
     """
@@ -182,13 +184,21 @@ class _Run:
     def terms(self, batch: PromptBatch) -> tuple[LossTerms, Tensor]:
         """The losses of a batch, and whether all that they were made from is finite."""
         weights = self.config.distillation
-        taught = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = segment(self.teacher, batch)
+        taught = self.taught(batch)
         auxiliary = weights.alpha > 0 and weights.task.auxiliary > 0
         answers, finite = shield(segment(self.module, batch, auxiliary))
         return distillation_loss(answers, batch, taught, weights), finite
+
+    def taught(self, batch: PromptBatch) -> TeacherAnswers | None:
+        """What the teacher says of the batch, or has said of it; None where labels alone teach."""
+        weights = self.config.distillation
+        features = weights.features if weights.gamma > 0 else ()
+        if batch.answers is not None:
+            return decoded(batch.answers, features)
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return imitable(segment(self.teacher, batch), features)
 
     def measure(self, evaluate: Callable[[nn.Module], dict[str, float]]) -> None:
         """Evaluate, and keep the result as the report of this step."""

@@ -74,8 +74,7 @@ class Segmenter(nn.Module):
     @property
     def feature_widths(self) -> dict[str, int]:
         """Channels of each feature map in the outputs."""
-        config: Any = self.net.config  # its parts are typed as maybe missing
-        return {"vision": config.vision_config.fpn_hidden_size, "encoder": config.detr_encoder_config.hidden_size}
+        return feature_widths(self.net.config)
 
     def forward(
         self, images: Tensor, image_of_prompt: Tensor, prompts: tuple[str, ...], auxiliary: bool = False
@@ -228,6 +227,11 @@ def segment(module: nn.Module, batch: PromptBatch, auxiliary: bool = False) -> S
         },
         auxiliary=layers,
     )
+
+
+def feature_widths(config: Any) -> dict[str, int]:
+    """Channels of each feature map of a network with this Sam3Config."""
+    return {"vision": config.vision_config.fpn_hidden_size, "encoder": config.detr_encoder_config.hidden_size}
 
 
 def freeze_unused(net: Sam3Model) -> list[str]:

@@ -1,8 +1,10 @@
-"""Run directories as names of models."""
+"""Where models are kept: run directories as their names, and the checksums of their files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from sam3dist.errors import CheckpointError
@@ -34,3 +36,12 @@ def resolve(source: str) -> str:
     raise CheckpointError(
         f"{source}: its report names {checkpoint}, which is gone; give the directory of a checkpoint."
     )
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """SHA-256 of the names and the content of files, wherever they lie; OSError where one cannot be read."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            whole.update(f"{file.name}\n{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()

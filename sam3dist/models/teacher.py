@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,18 +15,19 @@ from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.models.checkpoint import (
     assemble,
     first_line,
-    load_segmenter,
     network_root,
     read_config,
     read_segmenter,
 )
 from sam3dist.models.meta_weights import read_meta_checkpoint
 from sam3dist.models.segmenter import Segmenter
-from sam3dist.models.source import resolve
+from sam3dist.models.source import files_sha256, resolve
 from sam3dist.models.text import clip_tokenizer
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "samples" / "teacher"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+FILES = ["*.json", "*.safetensors", "merges.txt"]
+"""What a network is kept in, in the format of transformers."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,10 +47,37 @@ def load_teacher(source: str | Path, device: str | torch.device = "cpu", precisi
 
 def teacher_config(source: str | Path) -> Sam3Config:
     """The configuration of `load_teacher`'s network, without reading its weights; of Meta's file, SAM3's own."""
-    path, local = _located(source)
-    if not local:
-        return read_config(_download(str(source), ["config.json"]))
-    return Sam3Config() if path.is_file() else read_config(str(network_root(path)))
+    path = located_network(source, ["config.json"])
+    return Sam3Config() if path.is_file() else read_config(str(path))
+
+
+def model_type(source: str | Path) -> str:
+    """What transformers calls the kind of network at a source: "sam3", "sam3_video", "sam", ..."""
+    path = located_network(source, ["config.json"])
+    if path.is_file():
+        return "sam3"
+    try:
+        return str(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{path / 'config.json'}: names no model_type; expected the files of a network."
+        ) from None
+
+
+def fingerprint(source: str | Path) -> str:
+    """SHA-256 of the files that make up `load_teacher`'s network: the same wherever they lie."""
+    return files_sha256(network_files(source))
+
+
+def network_files(source: str | Path) -> list[Path]:
+    """The files that make up the network at a source, downloaded where it is a Hugging Face id."""
+    root = located_network(source)
+    return [root] if root.is_file() else sorted(file for pattern in FILES for file in root.glob(pattern))
+
+
+def precision_of(teacher: Segmenter) -> str:
+    """The precision in which the teacher answers: fp32, bf16 or fp16."""
+    return next((name for name, dtype in DTYPES.items() if dtype == teacher.autocast), "fp32")
 
 
 def in_precision(teacher: Segmenter, precision: str) -> Segmenter:
@@ -72,13 +101,19 @@ def computes_bf16_fast(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _read(source: str | Path) -> Segmenter:
+def located_network(source: str | Path, files: list[str] = FILES) -> Path:
+    """The directory of a network, or Meta's file; these files of a Hugging Face id are downloaded once."""
     path, local = _located(source)
-    if not local:
-        return read_segmenter(_download(str(source), ["*.json", "*.safetensors", "merges.txt"]))
+    if local and path.is_file():
+        return path
+    return network_root(path if local else _download(str(source), files))
+
+
+def _read(source: str | Path) -> Segmenter:
+    path = located_network(source)
     if path.is_file():
         return assemble(read_meta_checkpoint(path), clip_tokenizer(), path)
-    return load_segmenter(path)
+    return read_segmenter(str(path))
 
 
 def _located(source: str | Path) -> tuple[Path, bool]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import Sam3Config, Sam3Model
 
+from sam3dist.answers import MASK_CODES, decoded, imitable, mask_logits
 from sam3dist.config.plain import plain
 from sam3dist.data.samples.live import SceneBatches, scene_batch
 from sam3dist.engine.loop import train
@@ -21,6 +22,8 @@ from sam3dist.models.segmenter import Pupil, Segmenter, segment
 from sam3dist.models.student import build_student
 from sam3dist.models.teacher import load_teacher
 from sam3dist.strategies.protocol import make_strategy
+from sam3dist.teaching.codec import decode_answer, encode_answers, stack_answers
+from sam3dist.teaching.fidelity import fidelity
 from sam3dist.types import PromptBatch
 
 HERE = Path(__file__).parent
@@ -99,10 +102,32 @@ def losses_agree() -> dict[str, float]:
         pupil.to(device), teacher.to(device)
         moved = batch.to(device)
         with torch.no_grad():
-            taught = segment(teacher, moved)
+            taught = imitable(segment(teacher, moved), config.distillation.features)
             totals.append(float(distillation_loss(segment(pupil, moved), moved, taught, config.distillation).total))
     assert abs(totals[0] - totals[1]) < 1e-2 * abs(totals[0]), totals
     return {"cpu": totals[0], "cuda": totals[1]}
+
+
+def stored_answers_come_back() -> dict[str, float]:
+    """The embedded teacher's answers through bytes and back to the device: what that changes, and what it takes."""
+    teacher = load_teacher("embedded", "cuda", "auto")
+    batch = scene_batch([(3, 3, number) for number in range(16)], 8).to("cuda")
+    with torch.no_grad():
+        outputs = segment(teacher, batch)
+    said = imitable(outputs)
+    stored = encode_answers(said)
+    found = decoded(stack_answers([decode_answer(data) for data in stored], {}).to("cuda"))
+    assert found.counts == said.counts
+    assert torch.equal(found.mask_logits > 0, said.mask_logits > 0)
+    measured = fidelity(outputs, stored).means()
+    assert measured["mask_iou"] > 0.99, measured
+    assert measured["score_kl"] < 1e-3, measured
+    codes = torch.randint(0, MASK_CODES, (64, 288, 288), dtype=torch.uint8, device="cuda")
+    return {
+        "mask_iou": measured["mask_iou"],
+        "score_kl": measured["score_kl"],
+        "ms_decoding_64_maps_of_288": _milliseconds(lambda: mask_logits(codes)),
+    }
 
 
 def _scenes() -> Iterator[PromptBatch]:
@@ -142,6 +167,7 @@ def main() -> None:
     checks: dict[str, Callable[[], dict[str, float]]] = {
         "same_answers": same_answers_as_on_the_cpu,
         "losses": losses_agree,
+        "stored": stored_answers_come_back,
         "ddp": lambda: distilling_works("ddp"),
         "fsdp": lambda: distilling_works("fsdp"),
         "full_size": full_size_network,

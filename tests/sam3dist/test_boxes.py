@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.testing import assert_close
+from torchvision.ops import masks_to_boxes
 
-from sam3dist.boxes import area, iou_and_giou, to_centres
+from sam3dist.boxes import area, extents, iou_and_giou, to_centres
 
 
 def test_iou_and_giou_of_boxes_counted_by_hand():
@@ -48,3 +50,17 @@ def test_giou_pulls_boxes_together_that_do_not_touch():
 
 def test_centres_of_a_box():
     assert to_centres(torch.tensor([0.1, 0.2, 0.5, 0.4])).tolist() == pytest.approx([0.3, 0.3, 0.4, 0.2])
+
+
+def test_the_extent_of_a_mask_is_that_of_torchvision_with_its_last_cells():
+    random = torch.Generator().manual_seed(1)
+    masks = torch.rand(40, 12, 20, generator=random) > 0.98
+    masks[0] = False
+    masks[1] = True
+    masks[2] = False
+    masks[2, 11, 19] = True
+    some = masks.any((1, 2))
+    expected = torch.zeros(40, 4)
+    expected[some] = masks_to_boxes(masks[some]) + torch.tensor([0.0, 0, 1, 1])
+    assert_close(extents(masks) * torch.tensor([20.0, 12, 20, 12]), expected)
+    assert extents(masks[:0]).shape == (0, 4)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from collections import Counter
@@ -12,10 +13,10 @@ import torch
 from PIL import Image
 
 from sam3dist.config.distill import DataConfig
-from sam3dist.data.batches import MAX_PROMPTS, batches, endless, evaluation_batches
-from sam3dist.data.decode import decode_image
-from sam3dist.data.masks import decode_rle
-from sam3dist.data.rows import from_table, to_table
+from sam3dist.data.batches import MAX_PROMPTS, batches, drawn_view, endless, evaluation_batches, follow
+from sam3dist.data.decode import View, decode_image, decode_row, recoloured
+from sam3dist.data.masks import decode_rle, encode_mask
+from sam3dist.data.rows import Instance, Prompt, Row, from_table, to_table
 from sam3dist.data.shards import RowGroup, Shards, first_rows, num_phrases, open_shards, read_rows, split_row_groups
 from sam3dist.errors import DataError
 from sam3dist.types import PromptBatch
@@ -285,3 +286,76 @@ def test_splitting_gives_every_row_to_one_rank(world_size: int, groups: int):
         for place in piece.places
     )
     assert rows == Counter((group.index, place) for group in references for place in range(group.rows))
+
+
+def test_colours_change_with_the_image_and_the_epoch_and_nothing_else_does(coco: CocoFolder):
+    for _ in range(6):
+        coco.instance(coco.image())
+    coco.prepare()
+    shards = open_shards(coco.out)
+
+    def drawn(epoch: int, **changes: object) -> PromptBatch:
+        return next(follow([(epoch, shards.row_groups)], DataConfig(images_per_batch=6, **changes), 16, seed=0))
+
+    plain, jittered, again = drawn(0), drawn(0, colour_jitter=0.5), drawn(0, colour_jitter=0.5)
+    assert jittered.prompts == plain.prompts
+    for ours, theirs in zip(jittered.masks, plain.masks, strict=True):
+        assert [rle.counts.tolist() for rle in ours] == [rle.counts.tolist() for rle in theirs]
+    assert torch.equal(jittered.images, again.images)
+    assert not torch.equal(drawn(1, colour_jitter=0.5).images, jittered.images)
+    brightness = jittered.images.float().mean((1, 2, 3)) / plain.images.float().mean((1, 2, 3))
+    assert brightness.std() > 0.05
+    assert brightness.min() > 0.4
+
+
+def test_recoloured_pixels_are_those_of_the_formulas():
+    pixels = np.random.default_rng(0).integers(40, 160, (3, 9, 7), dtype=np.uint8)
+    np.testing.assert_allclose(recoloured(pixels, (1.3, 1.0, 1.0)), pixels * 1.3, atol=1)
+    gray = 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]
+    np.testing.assert_allclose(recoloured(pixels, (1.0, 1.0, 0.4)), gray + 0.4 * (pixels - gray), atol=2)
+    np.testing.assert_allclose(recoloured(pixels, (1.0, 0.5, 1.0)), gray.mean() + 0.5 * (pixels - gray.mean()), atol=2)
+
+
+def test_a_crop_shows_the_same_part_of_image_and_masks():
+    """A gradient for an image: its colours tell which pixels were seen, its mask is where they are bright."""
+    height, width = 120, 160
+    ramp = np.linspace(0, 255, width)[None].repeat(height, 0)
+    down = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    picture = np.stack([ramp, down, ramp], 2).round().astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    right, corner = ramp > 128, (ramp < 40) & (down < 40)
+    instances = [Instance(encode_mask(mask).counts, (0, 0, 1, 1), 1) for mask in (right, corner)]
+    prompts = (
+        Prompt("right", True, True, instances[:1], None),
+        Prompt("corner", True, True, instances[1:], None),
+        Prompt("some corners", True, False, instances[1:], None),
+        Prompt("nothing", False, True, (), None),
+    )
+    row = Row(stream.getvalue(), 1, "ramp.png", height, width, prompts)
+    window = (60, 40, 48, 96)
+    sample = decode_row(row, prompts, 48, 10**6, View(window))
+    assert sample.size == (48, 96)
+    assert [question.phrase for question in sample.asked] == ["right", "corner", "nothing"]
+    assert [question.present for question in sample.asked] == [True, False, False]
+    np.testing.assert_array_equal(decode_rle(sample.asked[0].masks[0]), right[60:108, 40:136])
+    seen = sample.pixels[0].astype(float)
+    np.testing.assert_allclose(seen[:, 1:-1], ramp[:1, 41:136:2].repeat(48, 0)[:, 1:-1], atol=2.5)
+    np.testing.assert_allclose(sample.pixels[1][1:-1], down[60:108, :1].repeat(48, 1)[1:-1], atol=2.5)
+    mirrored = decode_row(row, prompts, 48, 10**6, View(window, flip=True))
+    np.testing.assert_array_equal(mirrored.pixels, sample.pixels[:, :, ::-1])
+    np.testing.assert_array_equal(decode_rle(mirrored.asked[0].masks[0]), right[60:108, 40:136][:, ::-1])
+
+
+def test_crops_keep_the_share_that_is_asked_for():
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(300):
+        view = drawn_view((120, 160), config(crop_share=0.3), rng)
+        assert view.window is not None
+        top, left, height, width = view.window
+        assert 0 <= top <= 120 - height
+        assert 0 <= left <= 160 - width
+        shares.append(height * width / (120 * 160))
+    assert min(shares) > 0.29
+    assert 0.6 < np.mean(shares) < 0.7
