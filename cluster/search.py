@@ -22,6 +22,7 @@ from cluster.halving import RememberingAsha
 from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
 from cluster.session import session
+from cluster.taught import shape_source, stored_answers
 from cluster.trainer import CHECKPOINTS, fit, located
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.config.overrides import build
@@ -33,6 +34,7 @@ from sam3dist.models.teacher import teacher_config
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
+    from sam3dist.teaching.store import AnswerStore
 
 TRIALS, TUNE, CONFIG, BASE = "trials", "tune", "search.yaml", "config.yaml"
 """In the run directory: a run directory per trial, Tune's state, the search, and the run every trial starts from."""
@@ -59,15 +61,16 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
     run_dir = (run_dir or Path(base.run.dir or f"runs/tune-{search.name}")).resolve()
     _require_same_search(search, run_dir)
     base = located(base, run_dir)
-    teacher = teacher_config(base.teacher.source)
+    teacher = teacher_config(shape_source(base))
     refuse = Refusal(base, teacher, search.max_params_millions)
     require_some_shape(search, refuse)
+    answers = stored_answers(base, weighs_features(search, base))
     with session(base.run):
         preflight.check_state_api()
         concurrent = min(search.max_concurrent, search.trials)
         preflight.check_resources(base.strategy, concurrent, wait_s=base.run.wait_for_nodes_s)
         cpus, groups = preflight.free_cpus(), preflight.held_placement_groups()
-        results = _tuner(search, base, run_dir, refuse).fit()
+        results = _tuner(search, base, run_dir, refuse, answers).fit()
         lost = preflight.wait_until_free(cpus, groups)
         if lost:  # no error: on a shared cluster others may have taken them, and what was found is not to be lost
             said = "if no other job has taken them, restart the cluster"
@@ -78,11 +81,13 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
     return found
 
 
-def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Refusal) -> tune.Tuner:
+def _tuner(
+    search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Refusal, answers: AnswerStore | None
+) -> tune.Tuner:
     """The search as Tune runs it: as it was when a crash cut it short, else a fresh one."""
     for mistake in run_dir.glob(f"{TRIALS}/*/{MISTAKE}"):
         mistake.unlink()  # whoever starts the search again has mended something
-    trainable = tune.with_resources(_trial(base, search.name, run_dir), {"CPU": preflight.TRIAL_CPUS})
+    trainable = tune.with_resources(_trial(base, search.name, run_dir, answers), {"CPU": preflight.TRIAL_CPUS})
     state = run_dir / TUNE
     if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
         print(f"going on with the search in {run_dir}", flush=True)
@@ -114,7 +119,9 @@ def _tuner(search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Ref
     )
 
 
-def _trial(base: DistillConfig, name: str, run_dir: Path) -> Callable[[dict[str, Any]], None]:
+def _trial(
+    base: DistillConfig, name: str, run_dir: Path, answers: AnswerStore | None
+) -> Callable[[dict[str, Any]], None]:
     """What Tune runs for a trial: one training run, in a directory that follows from the trial's number."""
 
     def trial(suggestion: dict[str, Any]) -> None:
@@ -126,7 +133,7 @@ def _trial(base: DistillConfig, name: str, run_dir: Path) -> Callable[[dict[str,
         own = {"name": f"{name}-{suggestion[TRIAL]}", "checkpoint.keep": 1}
         config = with_overrides(base, {**suggestion[VALUES], **own})
         try:
-            report = fit(config, directory, callbacks=[TuneReportCallback()])
+            report = fit(config, directory, answers, callbacks=[TuneReportCallback()])
         except Sam3DistError as error:
             mistake.write_text(str(error), encoding="utf-8")
             raise
@@ -135,6 +142,11 @@ def _trial(base: DistillConfig, name: str, run_dir: Path) -> Callable[[dict[str,
         tune.report({**metrics, **report, CHECKPOINT_PATH_KEY: checkpoint})
 
     return trial
+
+
+def weighs_features(search: SearchConfig, base: DistillConfig) -> bool:
+    """Whether any trial may imitate the teacher's features."""
+    return base.distillation.gamma > 0 or "distillation.gamma" in search.space
 
 
 def drop_training_state(run_dir: Path, front: Container[str]) -> None:

@@ -28,6 +28,7 @@ from sam3dist.types import PromptBatch
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DataConfig, DistillConfig
+    from sam3dist.teaching.store import AnswerStore
 
 TRAIN = "train"
 MAX_BLOCKS = 2048
@@ -80,7 +81,13 @@ def split_config() -> SplitConfig:
 
 
 def training_batches(
-    rows: Iterable[dict[str, Any]], data: DataConfig, image_size: int, *, seed: int, skip_batches: int = 0
+    rows: Iterable[dict[str, Any]],
+    data: DataConfig,
+    image_size: int,
+    *,
+    seed: int,
+    skip_batches: int = 0,
+    answers: AnswerStore | None = None,
 ) -> Generator[PromptBatch]:
     """The batches of one worker, from its share of the references (`get_dataset_shard("train").iter_rows()`).
 
@@ -88,7 +95,7 @@ def training_batches(
     goes on in the middle of an epoch as if nothing had happened. DataError when the references run out, which
     means that too many rows are unusable.
     """
-    return _never_ending(follow(_epochs(rows), data, image_size, seed=seed, skip_batches=skip_batches))
+    return _never_ending(follow(_epochs(rows), data, image_size, seed=seed, skip_batches=skip_batches, answers=answers))
 
 
 def _epochs(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, list[RowGroup]]]:

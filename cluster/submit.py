@@ -18,7 +18,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from cluster.session import environment
 from sam3dist.errors import ConfigError, ResourceError
 
-VERBS = ("prepare", "train", "tune", "evaluate")
+VERBS = ("prepare", "teach", "train", "tune", "evaluate")
 ALIASES = {"eval": "evaluate"}
 EXCLUDES = (".git", ".venv", "runs", "shards", "**/__pycache__", ".*_cache", "*.egg-info", "build", "dist")
 POLL_S = 2.0

@@ -25,13 +25,16 @@ from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.stopping import STOP, checkpoint_on_sigterm
 from cluster.streams import TRAIN, reference_dataset, split_config
+from cluster.taught import features, require_followed, stored_answers
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import open_shards
 from sam3dist.errors import ConfigError
+from sam3dist.teaching.teachers import foreign_file
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DataConfig, DistillConfig, StrategyConfig
+    from sam3dist.teaching.store import AnswerStore
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -58,18 +61,27 @@ def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str
     run_dir = run_dir or Path(config.run.dir or f"runs/train-{config.name}")
     config = located(config, run_dir.resolve())
     require_resumable(config, run_dir.resolve())  # `fit` asks as well, but by then a cluster is up
+    answers = stored_answers(config)
     with session(config.run):
         check_resources(config.strategy, wait_s=config.run.wait_for_nodes_s)
-        return fit(config, run_dir.resolve())
+        return fit(config, run_dir.resolve(), answers)
 
 
-def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
+def fit(
+    config: DistillConfig,
+    run_dir: Path,
+    answers: AnswerStore | None = None,
+    *,
+    callbacks: Sequence[UserCallback] = (),
+) -> dict[str, Any]:
     """`run_training` on a connected cluster that has room, with absolute paths; a trial's part of a search.
 
-    callbacks: of Ray Train, such as the link to Tune.
+    answers: of its teacher, which then is not asked. callbacks: of Ray Train, such as the link to Tune.
     """
     shards = open_shards(str(config.data.train))
     open_shards(str(config.data.val))
+    if answers is not None:
+        require_followed(config)  # a search may vary what decides it
     require_resumable(config, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -77,7 +89,12 @@ def fit(config: DistillConfig, run_dir: Path, *, callbacks: Sequence[UserCallbac
     trainer = TorchTrainer(
         _train_worker,
         # A trial has its line per report; the progress of all trials at once would bury it.
-        train_loop_config={"config": config, "run_dir": str(run_dir), "quiet": bool(callbacks)},
+        train_loop_config={
+            "config": config,
+            "run_dir": str(run_dir),
+            "answers": answers and replace(answers, features=features(config)),
+            "quiet": bool(callbacks),
+        },
         datasets={TRAIN: reference_dataset(shards, config)},
         dataset_config=split_config(),
         scaling_config=scaling(config.strategy),
@@ -152,10 +169,26 @@ def located(config: DistillConfig, run_dir: Path) -> DistillConfig:
         print(f"data.train and data.val are not named: generated scenes of {scenes} take their place", flush=True)
         seed = config.run.seed
         named = scene_shards(scenes, TRAIN_SCENES, seed), scene_shards(scenes, VAL_SCENES, seed + 1)
-    found = {"data.train": str(named[0].resolve()), "data.val": str(named[1].resolve())}
-    if Path(config.teacher.source).exists():
-        found["teacher.source"] = str(Path(config.teacher.source).resolve())
-    return with_overrides(config, found)
+    named_in_full = {"data.train": str(named[0].resolve()), "data.val": str(named[1].resolve())}
+    return with_overrides(config, {**absolute_paths(config), **named_in_full})
+
+
+def absolute_paths(config: DistillConfig) -> dict[str, str]:
+    """Overrides that make every path of a configuration absolute."""
+    keys = {
+        "data.train": config.data.train,
+        "data.val": config.data.val,
+        "teacher.answers": config.teacher.answers,
+        "teacher.adapter": config.teacher.adapter,
+    }
+    found = {key: str(Path(path).resolve()) for key, path in keys.items() if path is not None}
+    for key, network in (("teacher.source", config.teacher.source), ("student.like", config.student.like)):
+        if network is not None and Path(network).exists():
+            found[key] = str(Path(network).resolve())
+    foreign = foreign_file(config.teacher.source)
+    if foreign is not None:
+        found["teacher.source"] = f"{foreign[0].resolve()}:{foreign[1]}"
+    return found
 
 
 def named_data(data: DataConfig) -> tuple[Path, Path] | None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from cluster.stopping import STOP
 from cluster.streams import TRAIN, training_batches
+from cluster.taught import features, shape_source, teaches
 from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import TrainingState, read_state
@@ -25,23 +26,24 @@ from sam3dist.engine.loggers import make_loggers
 from sam3dist.engine.loop import train
 from sam3dist.errors import ResourceError
 from sam3dist.evaluate import evaluate
-from sam3dist.models.segmenter import Pupil, Segmenter
+from sam3dist.models.segmenter import Pupil, Segmenter, feature_widths
 from sam3dist.models.size import model_size
 from sam3dist.models.student import build_student
-from sam3dist.models.teacher import in_precision, load_teacher
+from sam3dist.models.teacher import in_precision, load_teacher, teacher_config
 from sam3dist.strategies.processes import own_device, sum_over_ranks
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import Report
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
+    from sam3dist.teaching.store import AnswerStore
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker's run; gives what Ray Train returns as the result of the run: the last report.
 
-    settings: "config", a DistillConfig; "run_dir", which all workers share; "quiet", to print nothing about its
-    progress. Resumes from the checkpoint that Ray Train holds for this run.
+    settings: "config", a DistillConfig; "run_dir", which all workers share; "answers", the teacher's AnswerStore or
+    None; "quiet", to print nothing about its progress. Resumes from the checkpoint that Ray Train holds for this run.
     """
     _hush()
     config: DistillConfig = settings["config"]
@@ -54,17 +56,22 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():
-            return asdict(_train(config, run_dir, scratch, resume))
+            return asdict(_train(config, run_dir, scratch, resume, settings["answers"]))
 
 
-def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None) -> Report:
+def _train(
+    config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None, answers: AnswerStore | None
+) -> Report:
     device = own_device(config.strategy)
-    teacher = load_teacher(config.teacher.source, device, "fp32")  # the student starts from its exact weights
-    student = build_student(config.student, teacher, config.run.seed)
-    pupil = _pupil(student, teacher, config)
-    reference_millions = model_size(teacher.net.config).params_millions
-    asked = in_precision(teacher, config.teacher.precision) if _teaches(config) else None
-    del teacher  # who learns from labels alone needs its memory
+    base = load_teacher(shape_source(config), device, "fp32")  # the student starts from its exact weights
+    student = build_student(config.student, base, config.run.seed)
+    reference_millions = model_size(base.net.config).params_millions
+    asked = None
+    if answers is None and teaches(config):
+        teacher = base if config.student.like is None else load_teacher(config.teacher.source, device, "fp32")
+        asked = in_precision(teacher, config.teacher.precision)
+    del base  # who learns from labels alone, or from stored answers, needs its memory
+    pupil = _pupil(student, config)
     side = max(student.image_size, asked.image_size) if asked else student.image_size
     strategy = make_strategy(config, device)
     val = open_shards(_named(config.data.val))
@@ -85,7 +92,7 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | N
 
     references = ray.train.get_dataset_shard(TRAIN).iter_rows()
     seen = batches_seen(read_state(resume), config) if resume else 0
-    batches = training_batches(references, config.data, side, seed=config.run.seed, skip_batches=seen)
+    batches = training_batches(references, config.data, side, seed=config.run.seed, skip_batches=seen, answers=answers)
     with closing(batches):
         return train(
             config,
@@ -168,16 +175,13 @@ def as_metrics(report: Report) -> dict[str, Any]:
     return {**rest.pop("metrics"), **rest}
 
 
-def _pupil(student: Segmenter, teacher: Segmenter, config: DistillConfig) -> Pupil:
-    imitated = config.distillation.features if config.distillation.gamma > 0 else ()
-    widths: dict[str, int] = {name: teacher.feature_widths[name] for name in imitated}
+def _pupil(student: Segmenter, config: DistillConfig) -> Pupil:
+    imitated = features(config)
+    known = feature_widths(teacher_config(config.teacher.source)) if imitated else {}
+    widths = {name: known[name] for name in imitated}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)  # the same projections on every worker
         return Pupil(student, widths)
-
-
-def _teaches(config: DistillConfig) -> bool:
-    return config.distillation.beta > 0 or config.distillation.gamma > 0
 
 
 def _named(folder: str | None) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from sam3dist import __version__
 from sam3dist.errors import ConfigError, in_one_line
-from sam3dist.verbs import compare, config, evaluate, predict, prepare, smoke, submit, train, tune
+from sam3dist.verbs import compare, config, evaluate, predict, prepare, smoke, submit, teach, train, tune
 from sam3dist.verbs.grammar import Parser, Verb, split
 
 VERBS: tuple[Verb, ...] = (
     smoke.VERB,
     prepare.VERB,
+    teach.VERB,
     train.VERB,
     tune.VERB,
     evaluate.VERB,

@@ -40,6 +40,8 @@ def training_figures(run_dir: Path, config: DistillConfig, result: Mapping[str, 
     drawn = {curves(read_history(run_dir / "history.jsonl"), path=folder / "curves.png"): CURVES}
     if not config.run.figures:
         return drawn
+    if config.student.like is not None:  # the teacher may be of a kind that cannot be asked here
+        return drawn
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and model_size(teacher_config(config.teacher.source)).params_millions > SLOW_MILLIONS:
         return drawn

@@ -38,12 +38,17 @@ NAMES = {
     "student_over_teacher": "Student / teacher",
     "samples_per_second": "Images per second",
     "pairs_per_second": "Pairs per second",
+    "bytes_per_pair": "Bytes per pair",
+    "bytes_per_image": "Bytes per image",
+    "mask_iou": "IoU of stored masks with the teacher's",
+    "score_kl": "KL of stored scores from the teacher's",
 }
 """What readers call the numbers; others are shown under their keys."""
 
 TITLES = {
     "smoke": "Smoke run",
     "prepare": "Data set",
+    "teach": "Stored answers",
     "train": "Training",
     "tune": "Search",
     "eval": "Evaluation",
@@ -53,6 +58,7 @@ TITLES = {
 
 REJECTED = {
     "prepare": "Each is named in rejected.jsonl.",
+    "teach": "These rows have no answers; training sets them aside, too.",
     "train": "A row that cannot be used counts once in each epoch.",
 }
 """What a verb says below the table of what it set aside."""
@@ -121,13 +127,17 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         size = report.get("megabytes") or {}
         yield Tile("Parameters", f"{shown(report['params_millions'])} M", f"{shown(size.get('fp16'))} MB in fp16")
     if "rows" in report:
-        yield from (Tile(key.capitalize(), shown(report[key])) for key in ("rows", "phrases", "positives", "negatives"))
+        counts = ("rows", "phrases", "positives", "negatives", "pairs", "masks")
+        yield from (Tile(key.capitalize(), shown(report[key])) for key in counts if key in report)
         yield Tile("Set aside", shown(sum(report["rejected"].values())), "records")
     if "found" in report:
         yield Tile("Instances", str(sum(phrase["instances"] for phrase in report["found"])), report["image"])
     for key, label in (("samples_per_second", "Images per second"), ("pairs_per_second", "Pairs per second")):
         if key in report:
             yield Tile(label, shown(report[key]))
+    if "fidelity" in report:
+        yield Tile("Bytes per pair", shown(round(report["bytes_per_pair"])), "image and phrase")
+        yield Tile("Fidelity", shown(report["fidelity"]["mask_iou"]), "IoU of stored masks with the teacher's")
     if "goodput" in report:
         yield Tile("Goodput", shown(report["goodput"]), "time spent training")
 

@@ -7,12 +7,13 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sam3dist.verbs.grammar import Overrides, Verb
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
+    from sam3dist.config.search import SearchConfig
 
 SPACE = Path(__file__).resolve().parents[1] / "config" / "spaces" / "smoke.yaml"
 """Inside the package, so that it is installed; search_spaces/smoke.yaml is a link to it."""
@@ -20,7 +21,10 @@ SCENES = {"train": 256, "val": 48}
 SCENE_SIDE = 160
 """Pixels; the embedded teacher sees 96 of them, and masks are compared at 160."""
 
-OURS = ("trials", "tune", "optuna.journal", "search.yaml", "config.yaml", "figures", "report.html", "report.json")
+OURS = (
+    *("answers", "trials", "tune", "optuna.journal", "search.yaml", "config.yaml", "figures"),
+    *("report.html", "report.json"),
+)
 """What a run writes into its directory besides the scenes; the report last, since it tells that the run is over."""
 
 
@@ -38,29 +42,47 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     from sam3dist.verbs.tune import show
 
     started = time.perf_counter()
-    search = with_search_overrides(load_search(SPACE), overrides)
+    search = with_search_overrides(load_search(SPACE), {"teacher.mode": "stored", **overrides})
     directory = Path(search.base().run.dir or "runs/smoke").resolve()
     teacher = load(search.base().teacher.source, search.base().teacher.precision)
-    search = with_search_overrides(search, scenes(search.base(), directory / "scenes"))
+    made = {"teacher.answers": str(directory / "answers"), **overrides, **scenes(search.base(), directory / "scenes")}
+    search = with_search_overrides(search, made)
     clear_finished(directory)
     config = search.base()
 
     from cluster.search import run_search
+    from cluster.session import session
     from cluster.stopping import leave_on_sigterm
 
     leave_on_sigterm()
-    result = run_search(search, directory)
+    with session(config.run):
+        taught = teach(search)
+        result = run_search(search, directory)
     best = result["best"]
     found, panels = compared(load(best["checkpoint"]), teacher, result["data"]["val"], config, directory)
     star = {"metrics": found["teacher"], "params_millions": found["sizes"]["teacher"]["params_millions"]}
     drawn = {**search_figures(directory, config.objective.quality, result, star), **panels}
     seconds = time.perf_counter() - started
-    report = {"verb": "smoke", "seconds": seconds, **result, "before": best["before"], **found}
+    report = {"verb": "smoke", "seconds": seconds, **result, "before": best["before"], **found, "taught": taught}
     show(write_report(directory, {**report, **entries(directory, drawn)}))
     print(f"Trial {best['trial']} has the best score of quality and size; it is the student below.")
     show_comparison(found, best["before"])
     print(f"report    {directory / 'report.html'}\nstudent   {best['checkpoint']}")
     return directory
+
+
+def teach(search: SearchConfig) -> dict[str, Any] | None:
+    """What the teaching says of itself; None where the trials ask the teacher themselves (teacher.mode=online)."""
+    from cluster.search import weighs_features
+    from cluster.teach import run_teaching
+    from sam3dist.config.load import with_overrides
+    from sam3dist.verbs.console import progress
+
+    if search.base().teacher.mode == "online":
+        return None
+    config = with_overrides(search.base(), {"strategy.num_workers": search.max_concurrent})
+    with progress("asking the teacher, row") as update:
+        return run_teaching(config, update, weighs_features(search, config))
 
 
 def clear_finished(directory: Path) -> None:
@@ -95,9 +117,9 @@ def scenes(config: DistillConfig, folder: Path) -> Overrides:
 VERB = Verb(
     name="smoke",
     summary="the whole story in minutes: scenes, a search of four trials, its best student against the teacher",
-    details="Needs no data, no download and no GPU. Generates scenes, searches search_spaces/smoke.yaml with the\n"
-    "embedded teacher, compares the best student with it, and reports. Takes the keys of `tune`. Each run\n"
-    "begins anew in runs/smoke; one that was interrupted goes on.",
+    details="Needs no data, no download and no GPU. Generates scenes, asks the embedded teacher about them once,\n"
+    "searches search_spaces/smoke.yaml on its answers, compares the best student with it, and reports. Takes the\n"
+    "keys of `tune`. Each run begins anew in runs/smoke; one that was interrupted goes on.",
     examples=("sam3dist smoke", "sam3dist smoke trials=2 optim.steps=40 run.dir=/tmp/smoke"),
     arguments=arguments,
     run=run,

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from sam3dist.errors import ConfigError
 from sam3dist.verbs.grammar import Overrides, Verb
 
-JOBS = ("prepare", "train", "tune", "eval")
+JOBS = ("prepare", "teach", "train", "tune", "eval")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("verb", metavar="VERB", help="prepare, train, tune or eval")
+    parser.add_argument("verb", metavar="VERB", help="prepare, teach, train, tune or eval")
     parser.add_argument("words", metavar="...", nargs="*", help="its arguments and overrides, as without submit")
 
 
@@ -26,7 +26,9 @@ def run_words(words: Sequence[str]) -> int:
     address = [word.removeprefix("run.address=") for word in words if word.startswith("run.address=")]
     rest = [word for word in words if not word.startswith("run.address=")]
     if not rest:
-        raise ConfigError("submit: which verb? Give prepare, train, tune or eval, as in `sam3dist submit train small`.")
+        raise ConfigError(
+            "submit: which verb? Give prepare, teach, train, tune or eval, as in `sam3dist submit train small`."
+        )
     if rest[0] not in JOBS:
         raise ConfigError(f"submit {rest[0]}: not a job; use one of {', '.join(JOBS)}.")
     if address and not re.match(r"(https?|ray)://", address[-1]):

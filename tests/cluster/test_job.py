@@ -47,7 +47,7 @@ def test_the_job_quotes_every_word_for_the_shell():
 
 @pytest.mark.parametrize("words", [[], ["predict", "x"]])
 def test_only_jobs_can_be_submitted(words: list[str]):
-    with pytest.raises(ConfigError, match="not a job; use one of prepare, train, tune, evaluate"):
+    with pytest.raises(ConfigError, match="not a job; use one of prepare, teach, train, tune, evaluate"):
         entry(words)
 
 

@@ -9,6 +9,7 @@ SEARCH = {"trials", "front", "best", "hypervolume"}
 COMPARISON = {"student", "teacher", "student_over_teacher", "figures"}
 KEYS = {
     "prepare": {"rows", "phrases", "positives", "negatives", "instances", "rejected"},
+    "teach": {"pairs", "bytes_per_pair", "bytes_per_image", "fidelity", "recomputed"},
     "train": {"metrics", "before", "params_millions", "megabytes", "checkpoint", "samples_per_second", "goodput"},
     "eval": {"metrics", "num_pairs", "num_positive", "num_negative"},
     "compare": COMPARISON,

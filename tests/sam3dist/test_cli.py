@@ -61,7 +61,7 @@ def report_in(directory: str | Path) -> dict:
 
 
 def test_the_verbs_are_those_of_the_design():
-    assert NAMES == ["smoke", "prepare", "train", "tune", "eval", "compare", "predict", "config", "submit"]
+    assert NAMES == ["smoke", "prepare", "teach", "train", "tune", "eval", "compare", "predict", "config", "submit"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ DATA = SimpleNamespace(max_pixels=10**7)
 def run_config(teacher: Path, figures: int) -> SimpleNamespace:
     return SimpleNamespace(
         teacher=SimpleNamespace(source=str(teacher), precision="fp32"),
+        student=SimpleNamespace(like=None),
         run=SimpleNamespace(figures=figures),
         data=DATA,
         eval=SimpleNamespace(threshold=0.2),
@@ -66,3 +67,9 @@ def test_a_search_shows_its_front_its_trials_and_the_curves_of_the_best(run_dir:
     told = entries(tmp_path, search_figures(tmp_path, "miou_all", result))
     assert told["figures"] == ["figures/pareto.png", "figures/trials.png", "figures/curves.png"]
     assert all(Image.open(tmp_path / path).size[0] > 300 for path in told["figures"])
+
+
+def test_a_teacher_of_another_kind_is_not_asked_for_pictures(run_dir: Path):
+    config = run_config(Path("nowhere"), figures=2)
+    config.student.like = "embedded"
+    assert [path.name for path in training_figures(run_dir, config, {})] == ["curves.png"]

@@ -69,6 +69,8 @@ def test_smoke_searches_compares_and_reports(
     assert len(report["trials"]) == 2
     assert report["best"]["trial"] in {trial["trial"] for trial in report["trials"]}
     assert report["before"]
+    assert report["taught"]["pairs"] > 0
+    assert report["taught"]["feature_bytes"] > 0  # gamma is searched
     charts = ["figures/pareto.png", "figures/trials.png", "figures/curves.png"]
     assert report["figures"] == [*charts, "figures/panel_01.png"]
     page = (tmp_path / "run" / "report.html").read_text()

@@ -14,6 +14,9 @@ from sam3dist.data.prepare import PrepareSettings, prepare
 from sam3dist.data.samples.phrases import scene_questions
 from sam3dist.data.samples.scenes import SPLITS, make_scene
 
+ROWS_PER_SHARD = 64
+"""Few, so that several actors share the teaching of a small set."""
+
 
 def write_scenes(
     out_dir: Path, images: int, seed: int = 0, side: int = 256, progress: Callable[[int, int], None] | None = None
@@ -62,7 +65,7 @@ def scene_shards(
     if not (shards / "manifest.json").exists():
         source = out_dir / f"source-{seed}-{images}-{side}"
         pairs, folder = write_scenes(source, images, seed, side, progress)
-        prepare(pairs, folder, shards, PrepareSettings())
+        prepare(pairs, folder, shards, PrepareSettings(rows_per_shard=ROWS_PER_SHARD))
     return shards
 
 
