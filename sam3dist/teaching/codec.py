@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,28 +30,52 @@ _ZSTD_LEVEL = 5
 _FEATURE_CODES = 127
 
 
+class Window(NamedTuple):
+    """The part of a map that holds all its codes but zeros."""
+
+    top: int
+    left: int
+    codes: np.ndarray  # [rows, columns] uint8
+
+    def flipped(self, width: int) -> Window:
+        return Window(self.top, width - self.left - self.codes.shape[1], self.codes[:, ::-1])
+
+
 @dataclass(frozen=True)
 class Answer:
-    """A teacher's answer to one phrase: Q queries, best first, of which K confident ones have a mask of h x w."""
+    """A teacher's answer to one phrase: Q queries, best first, of which K confident ones have a mask of h x w.
+
+    Maps stay windows until `stack_answers` lays them into those of a batch: they are mostly empty, and making them
+    whole here would take longer than unpacking them.
+    """
 
     query_logits: np.ndarray  # [Q] float32
     confident: int  # queries that are not background; at least K
     presence_logit: float
-    semantic_codes: np.ndarray  # [h, w] uint8
     boxes: np.ndarray  # [K, 4] float32, xyxy in 0..1
-    mask_codes: np.ndarray  # [K, h, w] uint8
+    size: tuple[int, int]  # h, w
+    semantic: Window
+    masks: tuple[Window, ...]  # K
 
     def flipped(self) -> Answer:
         """The answer to the mirrored image, as far as the teacher does not mind mirrors."""
         left, top, right, bottom = self.boxes.T
-        return Answer(
-            self.query_logits,
-            self.confident,
-            self.presence_logit,
-            self.semantic_codes[:, ::-1],
-            np.stack([1 - right, top, 1 - left, bottom], axis=1),
-            self.mask_codes[:, :, ::-1],
+        return replace(
+            self,
+            boxes=np.stack([1 - right, top, 1 - left, bottom], axis=1),
+            semantic=self.semantic.flipped(self.size[1]),
+            masks=tuple(window.flipped(self.size[1]) for window in self.masks),
         )
+
+    @property
+    def semantic_codes(self) -> np.ndarray:
+        """[h, w] uint8."""
+        return _maps([self.semantic], self.size)[0]
+
+    @property
+    def mask_codes(self) -> np.ndarray:
+        """[K, h, w] uint8."""
+        return _maps(self.masks, self.size)
 
 
 @dataclass(frozen=True)
@@ -88,17 +113,20 @@ def decode_answer(data: bytes) -> Answer:
         place = logits.nbytes
         boxes = np.frombuffer(body, np.uint16, 4 * kept, place).reshape(kept, 4)
         place += boxes.nbytes
-        windows = np.frombuffer(body, np.uint16, 4 * (kept + 1), place).reshape(kept + 1, 4).tolist()
+        windows = []
+        corners = np.frombuffer(body, np.uint16, 4 * (kept + 1), place).reshape(kept + 1, 4).tolist()
         place += 8 * (kept + 1)
-        maps = np.zeros((kept + 1, height, width), np.uint8)
-        for cells, (top, left, rows, columns) in zip(maps, windows, strict=True):
+        for top, left, rows, columns in corners:
+            if top + rows > height or left + columns > width:
+                raise ValueError("a window outside its map")
             codes = np.frombuffer(body, np.uint8, rows * columns, place)
-            cells[top : top + rows, left : left + columns] = codes.reshape(rows, columns)
+            windows.append(Window(top, left, codes.reshape(rows, columns)))
             place += codes.nbytes
     except (struct.error, ValueError, OSError, pa.ArrowException) as error:
         raise Reject("corrupt answer", f"{type(error).__name__}: {error}"[:200]) from None
+    boxes = boxes.astype(np.float32) * (1 / 65535)
     return Answer(
-        logits.astype(np.float32), confident, presence, maps[0], boxes.astype(np.float32) * (1 / 65535), maps[1:]
+        logits.astype(np.float32), confident, presence, boxes, (height, width), windows[0], tuple(windows[1:])
     )
 
 
@@ -134,14 +162,15 @@ def stack_answers(answers: Sequence[Answer], features: dict[str, list[Maps]]) ->
         row[: len(answer.query_logits)] = answer.query_logits
     confident = np.array([[answer.confident] for answer in answers])
     asked = np.array([[len(answer.query_logits)] for answer in answers])
+    (size,) = {answer.size for answer in answers}
     return CodedAnswers(
         query_logits=torch.from_numpy(logits),
         background=torch.from_numpy((ranks >= confident) & (ranks < asked)),
         presence_logits=torch.tensor([answer.presence_logit for answer in answers]),
-        semantic_codes=torch.from_numpy(np.stack([answer.semantic_codes for answer in answers])),
+        semantic_codes=torch.from_numpy(_maps([answer.semantic for answer in answers], size)),
         counts=tuple(len(answer.boxes) for answer in answers),
         boxes=torch.from_numpy(np.concatenate([answer.boxes for answer in answers])),
-        mask_codes=torch.from_numpy(np.concatenate([answer.mask_codes for answer in answers])),
+        mask_codes=torch.from_numpy(_maps([window for answer in answers for window in answer.masks], size)),
         features={
             name: CodedMaps(
                 torch.from_numpy(np.stack([found.codes for found in maps])),
@@ -150,6 +179,14 @@ def stack_answers(answers: Sequence[Answer], features: dict[str, list[Maps]]) ->
             for name, maps in features.items()
         },
     )
+
+
+def _maps(windows: Sequence[Window], size: tuple[int, int]) -> np.ndarray:
+    """The whole maps [N, h, w] around some windows."""
+    maps = np.zeros((len(windows), *size), np.uint8)
+    for codes, (top, left, inside) in zip(maps, windows, strict=True):
+        codes[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return maps
 
 
 def _encode(presence: float, logits: np.ndarray, confident: int, boxes: np.ndarray, maps: np.ndarray) -> bytes:
