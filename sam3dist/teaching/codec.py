@@ -124,9 +124,14 @@ def decode_answer(data: bytes) -> Answer:
             place += codes.nbytes
     except (struct.error, ValueError, OSError, pa.ArrowException) as error:
         raise Reject("corrupt answer", f"{type(error).__name__}: {error}"[:200]) from None
-    boxes = boxes.astype(np.float32) * (1 / 65535)
     return Answer(
-        logits.astype(np.float32), confident, presence, boxes, (height, width), windows[0], tuple(windows[1:])
+        query_logits=logits.astype(np.float32),
+        confident=confident,
+        presence_logit=presence,
+        boxes=boxes.astype(np.float32) * (1 / 65535),
+        size=(height, width),
+        semantic=windows[0],
+        masks=tuple(windows[1:]),
     )
 
 
@@ -136,7 +141,7 @@ def encode_maps(features: Tensor) -> list[bytes]:
     scales = (features.abs().amax((2, 3)) / _FEATURE_CODES).cpu()
     codes = (features.cpu() / scales.clamp(min=1e-30)[..., None, None]).round().to(torch.int8).numpy()
     return [
-        _MAPS_HEAD.pack(*code.shape) + scale.numpy().tobytes() + _packed(code.tobytes())
+        _MAPS_HEAD.pack(*code.shape) + scale.numpy().tobytes() + pack(code.tobytes())
         for code, scale in zip(codes, scales, strict=True)
     ]
 
@@ -190,16 +195,16 @@ def _maps(windows: Sequence[Window], size: tuple[int, int]) -> np.ndarray:
 
 
 def _encode(presence: float, logits: np.ndarray, confident: int, boxes: np.ndarray, maps: np.ndarray) -> bytes:
-    windows = np.array([_window(codes) for codes in maps], np.uint16)
+    windows = np.array([window(codes) for codes in maps], np.uint16)
     inside = [
         codes[top : top + rows, left : left + columns].tobytes()
         for codes, (top, left, rows, columns) in zip(maps, windows.tolist(), strict=True)
     ]
     body = b"".join([logits.tobytes(), boxes.tobytes(), windows.tobytes(), *inside])
-    return _HEAD.pack(presence, len(body), *maps.shape[1:], len(logits), confident, len(boxes)) + _packed(body)
+    return _HEAD.pack(presence, len(body), *maps.shape[1:], len(logits), confident, len(boxes)) + pack(body)
 
 
-def _window(codes: np.ndarray) -> tuple[int, int, int, int]:
+def window(codes: np.ndarray) -> tuple[int, int, int, int]:
     """Top, left, rows and columns of the smallest window around all codes that are not 0."""
     rows, columns = np.flatnonzero(codes.any(1)), np.flatnonzero(codes.any(0))
     if len(rows) == 0:
@@ -207,5 +212,6 @@ def _window(codes: np.ndarray) -> tuple[int, int, int, int]:
     return rows[0], columns[0], rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
 
 
-def _packed(data: bytes) -> bytes:
+def pack(data: bytes) -> bytes:
+    """The bytes in a zstd frame."""
     return bytes(pa.Codec("zstd", compression_level=_ZSTD_LEVEL).compress(data))

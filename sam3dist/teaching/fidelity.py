@@ -59,7 +59,7 @@ def fidelity(outputs: SegOutputs, stored: Sequence[bytes]) -> Fidelity:
     """What storing did to the answers of one batch: to binary masks, and to the scores of all queries."""
     raw = imitable(outputs, mask_limit=math.inf)
     found = decoded(stack_answers([decode_answer(data) for data in stored], {}))
-    ious = _ious(raw.mask_logits[:MOST_MASKS].cpu(), found.mask_logits[:MOST_MASKS])
+    ious = mask_ious(raw.mask_logits[:MOST_MASKS].cpu(), found.mask_logits[:MOST_MASKS])
     said, kept = _scores(raw).cpu(), _scores(found)
     kl = torch.special.xlogy(said, said / kept) + torch.special.xlogy(1 - said, (1 - said) / (1 - kept))
     return Fidelity(
@@ -72,7 +72,7 @@ def fidelity(outputs: SegOutputs, stored: Sequence[bytes]) -> Fidelity:
     )
 
 
-def _ious(raw: Tensor, found: Tensor) -> Tensor:
+def mask_ious(raw: Tensor, found: Tensor) -> Tensor:
     """IoU [M] of masks [M, h, w] above 0 in finer cells; 1 where both are empty."""
     if len(raw) == 0:
         return torch.zeros(0)
