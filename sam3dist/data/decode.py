@@ -55,24 +55,28 @@ class Sample:
 
 
 def decode_row(row: Row, prompts: Sequence[Prompt], side: int, max_pixels: int, view: View = PLAIN) -> Sample:
-    """What is seen of the image, squashed to side x side as SAM3 does, with these of its phrases; raises Reject.
+    """What is seen of the image, squashed to side x side as SAM3 does, with these of its phrases; raises Reject."""
+    return with_pixels(row, decode_questions(row, prompts, view), side, max_pixels, view)
+
+
+def decode_questions(row: Row, prompts: Sequence[Prompt], view: View = PLAIN) -> tuple[Asked, ...]:
+    """These phrases of an image with their masks and, where they are stored, the teacher's answers; raises Reject.
 
     In a window, a phrase whose things lie outside names nothing, or is left out where not all of its things are known.
     """
+    asked = (_asked(row, prompt, view) for prompt in prompts)
+    return tuple(question for question in asked if question is not None)
+
+
+def with_pixels(row: Row, asked: tuple[Asked, ...], side: int, max_pixels: int, view: View = PLAIN) -> Sample:
+    """What is seen of the image, squashed to side x side, with the phrases asked of it; raises Reject."""
     pixels = decode_image(row.image, (row.height, row.width), side, max_pixels, view.window)
     if view.colours != PLAIN.colours:
         pixels = recoloured(pixels, view.colours)
     if view.flip:
         pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-    asked = (_asked(row, prompt, view) for prompt in prompts)
     size = view.window[2:] if view.window else (row.height, row.width)
-    return Sample(
-        pixels,
-        row.image_id,
-        size,
-        tuple(question for question in asked if question is not None),
-        _features(row.taught, view.flip),
-    )
+    return Sample(pixels, row.image_id, size, asked, _features(row.taught, view.flip))
 
 
 def decode_image(
