@@ -91,7 +91,10 @@ def test_damaged_rows_leave_a_gap_and_move_no_other(coco: CocoFolder):
     first = shards.row_groups[0]
     rows = [row for index in (0, 1) for row in read_rows(replace(first, index=index))]
     rows[0] = replace(rows[0], image=rows[0].image[:100])
-    rows[1] = replace(rows[1], width=rows[1].width + 1, prompts=rows[1].prompts[1:])  # masks would not fit either
+    cat = rows[1].prompts[0]
+    wider = cat.instances[0].counts + np.eye(len(cat.instances[0].counts), dtype=np.uint32)[-1] * rows[1].height
+    wide = replace(cat, instances=(replace(cat.instances[0], counts=wider),))
+    rows[1] = replace(rows[1], width=rows[1].width + 1, prompts=(wide,))
     cat = rows[2].prompts[0]
     torn = replace(cat, instances=(replace(cat.instances[0], counts=np.array([3], np.uint32)),))
     rows[2] = replace(rows[2], prompts=(torn,))
