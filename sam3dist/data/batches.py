@@ -231,16 +231,25 @@ class _Reader:
 
     def _rows(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[Row | _SetAside]:
         """The rows in the order of this epoch, after the first `skip`."""
+        # One ahead: reading is done in the time that decoding takes.
+        with closing(ordered_map(self._mixed, self._orders(row_groups, skip), threads=1, ahead=2)) as mixes:
+            yield from chain.from_iterable(mixes)
+
+    def _orders(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[tuple[list[RowGroup], np.ndarray]]:
+        """Row groups that are mixed, and the order of their rows without those that are skipped."""
         rng = np.random.default_rng((self.seed, self.epoch, 1))
         stream = iter(row_groups)
         while groups := list(islice(stream, MIX_GROUPS if self.training else 1)):
             size = sum(len(group.places) for group in groups)
             order = rng.permutation(size) if self.training else np.arange(size)
             if skip < size:
-                rows = [row for group in groups for row in _read(group, self.answers)]
-                for place in order[skip:]:
-                    yield rows[place]
+                yield groups, order[skip:]
             skip = max(skip - size, 0)
+
+    def _mixed(self, mix: tuple[list[RowGroup], np.ndarray]) -> list[Row | _SetAside]:
+        groups, order = mix
+        rows = [row for group in groups for row in _read(group, self.answers)]
+        return [rows[place] for place in order]
 
     def _samples(self, rows: Sequence[Row | _SetAside]) -> list[Sample | _SetAside | None]:
         """The decoded rows with the phrases of this step; None where there is nothing to ask."""
