@@ -35,8 +35,8 @@ MAX_PROMPTS = 32
 MIX_GROUPS = 4
 """Row groups whose rows are mixed in training."""
 TOGETHER = 4
-"""Rows of one piece of a thread's work. All their phrases come first, then all their images: decoding an image empties
-the processor's caches, and what little follows it in Python takes three times as long as among its like."""
+"""Rows of one piece of a thread's work. All their phrases come first, then all their images: between images, what
+little each phrase needs takes two to three times as long as among its like."""
 
 
 def batches(
