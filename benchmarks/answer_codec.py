@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import made_answers
 import numpy as np
 import pyarrow as pa
 import torch
+from parts import made_answers
 from PIL import Image
 from torch import Tensor
 
-from sam3dist.answers import MASK_CODES, MASK_LIMIT, imitable, mask_codes, mask_logits
+from sam3dist.answers import MASK_CODES, MASK_KNEE, MASK_LIMIT, imitable, mask_codes, mask_logits
 from sam3dist.data.masks import encode_mask
 from sam3dist.data.samples.live import scene_batch
 from sam3dist.data.samples.scenes import make_scene
@@ -37,8 +37,6 @@ from sam3dist.teaching.fidelity import mask_ious
 
 SEED = 12
 """First word of the seeds of these scenes."""
-KNEE = 0.25
-"""Of the asinh spacing, as in sam3dist/answers.py."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,13 @@ class Codes:
 def asinh(levels: int) -> Codes:
     """The spacing of sam3dist/answers.py with another number of levels; none of them stands for 0."""
     half = levels // 2
-    density = half / np.arcsinh(MASK_LIMIT / KNEE)
+    density = half / np.arcsinh(MASK_LIMIT / MASK_KNEE)
 
     def encode(logits: Tensor) -> np.ndarray:
-        return ((torch.asinh(logits / KNEE) * density).floor().clamp(-half, half - 1) + half).byte().numpy()
+        return ((torch.asinh(logits / MASK_KNEE) * density).floor().clamp(-half, half - 1) + half).byte().numpy()
 
     def decode(codes: np.ndarray) -> Tensor:
-        return KNEE * torch.sinh((torch.from_numpy(codes).float() - half + 0.5) / density)
+        return MASK_KNEE * torch.sinh((torch.from_numpy(codes).float() - half + 0.5) / density)
 
     return Codes(encode, decode)
 

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
 
-import made_answers
 import numpy as np
-import other_loaders
+from parts import made_answers, other_loaders
 from PIL import Image
 
 from sam3dist.config.distill import DataConfig

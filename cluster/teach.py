@@ -204,6 +204,7 @@ def _completed(folder: Path, said: list[dict[str, Any]], max_rejected_share: flo
     write_json(folder / MANIFEST, {**report, "shards": files})
     return {
         **report,
+        "answer_bytes_per_pair": sums["answer_bytes"] / max(sums["pairs"], 1),
         "bytes_per_pair": stored / max(sums["pairs"], 1),
         "bytes_per_image": stored / max(sums["rows"], 1),
         "shards": len(said),

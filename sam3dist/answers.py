@@ -21,9 +21,9 @@ teaches nothing about where a thing ends, and takes most of the bytes that stori
 MASK_CODES = 128
 """Values a stored mask logit can have. They lie asinh-spaced, a two-hundredth apart at 0, where that moves an edge, and
 three quarters apart at MASK_LIMIT."""
-_KNEE = 0.05
+MASK_KNEE = 0.05
 """The logit around which the spacing turns from even to growing."""
-_DENSITY = MASK_CODES / 2 / math.asinh(MASK_LIMIT / _KNEE)
+_DENSITY = MASK_CODES / 2 / math.asinh(MASK_LIMIT / MASK_KNEE)
 
 
 def imitable(outputs: SegOutputs, features: tuple[str, ...] = (), mask_limit: float = MASK_LIMIT) -> TeacherAnswers:
@@ -66,12 +66,12 @@ def decoded(coded: CodedAnswers, features: tuple[str, ...] = ()) -> TeacherAnswe
 def mask_codes(logits: Tensor) -> Tensor:
     """The stored value nearest to each logit: uint8 in 0..127, from 64 on for logits of 0 and more."""
     half = MASK_CODES // 2
-    return (torch.asinh(logits.float() / _KNEE) * _DENSITY).floor().clamp(-half, half - 1).add(half).to(torch.uint8)
+    return (torch.asinh(logits.float() / MASK_KNEE) * _DENSITY).floor().clamp(-half, half - 1).add(half).to(torch.uint8)
 
 
 def mask_logits(codes: Tensor) -> Tensor:
     """What the codes stand for: float32, of the same sign as what they were made of."""
-    meanings = _KNEE * torch.sinh((torch.arange(MASK_CODES, device=codes.device) - (MASK_CODES - 1) / 2) / _DENSITY)
+    meanings = MASK_KNEE * torch.sinh((torch.arange(MASK_CODES, device=codes.device) - (MASK_CODES - 1) / 2) / _DENSITY)
     return meanings.index_select(0, codes.flatten().int()).view(codes.shape)
 
 

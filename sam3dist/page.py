@@ -38,6 +38,7 @@ NAMES = {
     "student_over_teacher": "Student / teacher",
     "samples_per_second": "Images per second",
     "pairs_per_second": "Pairs per second",
+    "answer_bytes_per_pair": "Bytes per pair, without features",
     "bytes_per_pair": "Bytes per pair",
     "bytes_per_image": "Bytes per image",
     "mask_iou": "IoU of stored masks with the teacher's",
@@ -136,7 +137,7 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         if key in report:
             yield Tile(label, shown(report[key]))
     if "fidelity" in report:
-        yield Tile("Bytes per pair", shown(round(report["bytes_per_pair"])), "image and phrase")
+        yield Tile("Bytes per pair", shown(round(report["answer_bytes_per_pair"])), "without features")
         yield Tile("Fidelity", shown(report["fidelity"]["mask_iou"]), "IoU of stored masks with the teacher's")
     if "goodput" in report:
         yield Tile("Goodput", shown(report["goodput"]), "time spent training")

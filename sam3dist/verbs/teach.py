@@ -46,9 +46,8 @@ def show(report: Mapping[str, Any]) -> None:
     rows = [
         ("image-phrase pairs", report["pairs"]),
         ("masks", report["masks"]),
-        ("bytes per pair", round(report["bytes_per_pair"])),
-        ("bytes per image", round(report["bytes_per_image"])),
-        ("of them features", round(report["feature_bytes"] / max(report["rows"], 1))),
+        ("bytes per pair, without features", round(report["answer_bytes_per_pair"])),
+        ("bytes per image, with features", round(report["bytes_per_image"])),
         ("IoU of stored masks with the teacher's, mean", fidelity["mask_iou"]),
         ("KL of stored scores from the teacher's, mean", fidelity["score_kl"]),
         ("shards", report["shards"]),
