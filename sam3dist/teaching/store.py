@@ -134,7 +134,9 @@ def require_same(folder: Path, wanted: Identity, source: str) -> None:
     """DataError where the folder holds no store, or one of another teacher, data, resolution, codec or precision."""
     found = read_identity(folder)
     if found is None:
-        raise DataError(f"{folder}: no stored answers in it; write them with `sam3dist teach`, or use mode=online.")
+        raise DataError(
+            f"{folder}: no stored answers in it; write them with `sam3dist teach`, or use teacher.mode=online."
+        )
     reasons = {
         "codec": f"was written by version {found.codec} of the codec, this program reads {wanted.codec}",
         "data": f"answers other shards (content {found.data[:12]}) than data.train (content {wanted.data[:12]})",

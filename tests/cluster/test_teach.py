@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+from ray.util.state import list_actors
 
 from cluster.taught import answers_folder, stored_answers
 from cluster.teach import run_teaching, work
 from cluster.trainer import run_training
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import with_overrides
+from sam3dist.data.prepare import PrepareSettings, prepare
+from sam3dist.data.samples.write import write_scenes
 from sam3dist.errors import ConfigError, DataError
 from tests.sam3dist.promised import assert_promised
 
@@ -97,3 +102,25 @@ def test_what_stored_answers_cannot_follow_is_refused(own_data: DistillConfig):
     with pytest.raises(ConfigError, match=r"data\.crop_share=0\.5: stored answers .* cannot follow a crop"):
         run_training(cropped)
     assert stored_answers(with_overrides(cropped, {"teacher.mode": "online"})) is None
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_killed_costs_its_shard_only(joined: object, own_data: DistillConfig, tmp_path: Path):
+    source = write_scenes(tmp_path / "scenes", 48, seed=2, side=112)
+    prepare(*source, tmp_path / "many", PrepareSettings(rows_per_group=4, rows_per_shard=8))
+    config = with_overrides(own_data, {"data.train": str(tmp_path / "many"), "eval.images_per_batch": 1})
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        if 8 <= done < total and not killed:
+            teaching = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "_Teacher" in str(a.class_name)]
+            killed.extend(int(actor.pid) for actor in teaching[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    result = run_teaching(config, kill_one)
+    assert killed
+    assert (result["rows"], result["shards"], result["rejected"]) == (48, 6, {})
+    undisturbed = run_teaching(with_overrides(config, {"teacher.answers": str(tmp_path / "again")}))
+    assert result["pairs"] == undisturbed["pairs"]
+    for path in (tmp_path / "again").iterdir():
+        assert (tmp_path / "many" / "answers" / path.name).read_bytes() == path.read_bytes(), path.name
