@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SPACE = Path(__file__).resolve().parents[1] / "config" / "spaces" / "smoke.yaml"
 """Inside the package, so that it is installed; search_spaces/smoke.yaml is a link to it."""
-SCENES = {"train": 256, "val": 48}
+SCENES = {"train": 128, "val": 48}
 SCENE_SIDE = 160
 """Pixels; the embedded teacher sees 96 of them, and masks are compared at 160."""
 
