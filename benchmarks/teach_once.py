@@ -124,7 +124,9 @@ def _per_image_and_prompt(config: Sam3Config) -> tuple[float, float]:
     operation and so does an addition."""
     with torch.device("meta"):
         net = Sam3Model(config)
-    net.to_empty(device="cpu").eval()  # any values will do
+    net.to_empty(device="cpu").eval()
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.data.zero_()  # any values will do that are numbers
     segmenter = Segmenter(net, clip_tokenizer())
     image = torch.zeros(1, 3, config.image_size, config.image_size, dtype=torch.uint8)
     totals = []
