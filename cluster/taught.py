@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3dist.answers import imitated_features
 from sam3dist.data.shards import open_shards
 from sam3dist.errors import ConfigError
 from sam3dist.teaching.store import DEFAULT_NAME, AnswerStore, Identity, open_answers
@@ -55,7 +56,9 @@ def wanted(config: DistillConfig, with_features: bool | None = None) -> Identity
     ConfigError where the teacher has no such features.
     """
     known = known_of(config.teacher)
-    names = features(config) if with_features is None else config.distillation.features if with_features else ()
+    names = imitated_features(config.distillation)
+    if with_features is not None:
+        names = config.distillation.features if with_features else ()
     missing = [name for name in names if name not in known.feature_names]
     if missing:
         raise ConfigError(
@@ -64,11 +67,6 @@ def wanted(config: DistillConfig, with_features: bool | None = None) -> Identity
         )
     data = open_shards(str(config.data.train)).content_hash
     return Identity(known.fingerprint, config.teacher.precision, known.image_size, data, names)
-
-
-def features(config: DistillConfig) -> tuple[str, ...]:
-    """The features of the teacher that a run imitates."""
-    return config.distillation.features if config.distillation.gamma > 0 else ()
 
 
 def teaches(config: DistillConfig) -> bool:

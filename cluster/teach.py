@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import groupby
@@ -28,11 +27,13 @@ from cluster.session import session
 from cluster.taught import answers_folder, wanted
 from cluster.trainer import absolute_paths, threads
 from sam3dist.config.load import load_preset, to_yaml, with_overrides
+from sam3dist.data.rejects import Rejects
 from sam3dist.data.shards import RowGroup, Shards, open_shards
 from sam3dist.errors import ConfigError, DataError
 from sam3dist.report import write_report
 from sam3dist.teaching.fidelity import Fidelity
 from sam3dist.teaching.store import (
+    COUNTS,
     MANIFEST,
     Identity,
     answers_path,
@@ -49,7 +50,6 @@ Progress = Callable[[int, int], None]
 """Told of the rows done, and how many there are."""
 POLL_S = 1.0
 EVERY_S = 10.0
-COUNTS = ("rows", "pairs", "masks", "answer_bytes", "feature_bytes")
 
 
 def run_teaching(
@@ -86,10 +86,8 @@ def claimed(folder: Path, fresh: Identity, config: DistillConfig) -> Identity:
         if foreign is not None:
             raise DataError(f"{folder}: holds {foreign!r} and no answers; give an empty directory in teacher.answers.")
         write_identity(folder, fresh)
-    require_same(folder, fresh, config.teacher.source)
-    held = read_identity(folder)
-    assert held is not None, "it was just compared"
-    return held  # it may have features that this configuration does not need
+    # It may have features that this configuration does not need.
+    return require_same(folder, fresh, config.teacher.source)
 
 
 def _taught(
@@ -187,20 +185,16 @@ class _Teacher:
 def _completed(folder: Path, said: list[dict[str, Any]], max_rejected_share: float) -> dict[str, Any]:
     """Write the manifest, which makes the store complete; gives the report."""
     sums = {name: sum(shard[name] for shard in said) for name in COUNTS}
-    rejected: Counter[str] = Counter()
+    rejects = Rejects()
     fidelity = Fidelity()
     for shard in said:
-        rejected.update(shard["rejected"])
+        rejects.by_reason.update(shard["rejected"])
         fidelity = fidelity.plus(Fidelity(**shard["fidelity"]))
-    if rejected.total() > max_rejected_share * sums["rows"]:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
-        raise DataError(
-            f"data.max_rejected_share={max_rejected_share}: {rejected.total()} of {sums['rows']} rows could not be "
-            f"used ({reasons}); mend the data or raise it."
-        )
+    rejects.by_kind["row"] = rejects.by_reason.total()
+    rejects.check("row", sums["rows"], max_rejected_share, "data.max_rejected_share")
     stored = sums["answer_bytes"] + sums["feature_bytes"]
     files = [{name: shard[name] for name in ("file", "bytes", "sha256")} for shard in said]
-    report = {**sums, "rejected": dict(sorted(rejected.items())), "fidelity": fidelity.means()}
+    report = {**sums, "rejected": dict(sorted(rejects.by_reason.items())), "fidelity": fidelity.means()}
     write_json(folder / MANIFEST, {**report, "shards": files})
     return {
         **report,

@@ -25,7 +25,8 @@ from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.stopping import STOP, checkpoint_on_sigterm
 from cluster.streams import TRAIN, reference_dataset, split_config
-from cluster.taught import features, require_followed, stored_answers
+from cluster.taught import require_followed, stored_answers
+from sam3dist.answers import imitated_features
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import open_shards
@@ -92,7 +93,7 @@ def fit(
         train_loop_config={
             "config": config,
             "run_dir": str(run_dir),
-            "answers": answers and replace(answers, features=features(config)),
+            "answers": answers and replace(answers, features=imitated_features(config.distillation)),
             "quiet": bool(callbacks),
         },
         datasets={TRAIN: reference_dataset(shards, config)},

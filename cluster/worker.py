@@ -18,7 +18,8 @@ from torch import nn
 
 from cluster.stopping import STOP
 from cluster.streams import TRAIN, training_batches
-from cluster.taught import features, shape_source, teaches
+from cluster.taught import shape_source, teaches
+from sam3dist.answers import imitated_features
 from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import TrainingState, read_state
@@ -176,7 +177,7 @@ def as_metrics(report: Report) -> dict[str, Any]:
 
 
 def _pupil(student: Segmenter, config: DistillConfig) -> Pupil:
-    imitated = features(config)
+    imitated = imitated_features(config.distillation)
     known = feature_widths(teacher_config(config.teacher.source)) if imitated else {}
     widths = {name: known[name] for name in imitated}
     with torch.random.fork_rng(devices=[]):

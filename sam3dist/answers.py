@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from sam3dist.errors import NonFiniteError
 from sam3dist.predictions import instance_scores
 from sam3dist.types import CodedAnswers, SegOutputs, TeacherAnswers
+
+if TYPE_CHECKING:
+    from sam3dist.config.distill import DistillationConfig
 
 CONFIDENT = 0.3
 """Least sigmoid(query) * sigmoid(presence) of a teacher's query worth imitating; the threshold of transformers."""
@@ -24,6 +28,11 @@ three quarters apart at MASK_LIMIT."""
 MASK_KNEE = 0.05
 """The logit around which the spacing turns from even to growing."""
 _DENSITY = MASK_CODES / 2 / math.asinh(MASK_LIMIT / MASK_KNEE)
+
+
+def imitated_features(distillation: DistillationConfig) -> tuple[str, ...]:
+    """The features of its teacher that a run imitates."""
+    return distillation.features if distillation.gamma > 0 else ()
 
 
 def imitable(outputs: SegOutputs, features: tuple[str, ...] = (), mask_limit: float = MASK_LIMIT) -> TeacherAnswers:

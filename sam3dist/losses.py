@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sam3dist.answers import imitated_features
 from sam3dist.imitation import feature_loss, imitation_loss
 from sam3dist.targets import make_targets
 from sam3dist.task import task_loss
@@ -33,7 +34,7 @@ def distillation_loss(
     device = student.query_logits.device
     task = distillation = feature = torch.zeros((), device=device)
     parts: dict[str, Tensor] = {}
-    names = config.features if config.gamma > 0 else ()
+    names = imitated_features(config)
     # Sums over cells pass 2048, where float16 stops counting, and bfloat16 does so at 256.
     with torch.autocast(device.type, enabled=False):
         if config.alpha > 0:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sam3dist.answers import decoded, imitable
+from sam3dist.answers import decoded, imitable, imitated_features
 from sam3dist.engine.checkpoint import (
     TrainingState,
     architecture_of,
@@ -191,8 +191,7 @@ class _Run:
 
     def taught(self, batch: PromptBatch) -> TeacherAnswers | None:
         """What the teacher says of the batch, or has said of it; None where labels alone teach."""
-        weights = self.config.distillation
-        features = weights.features if weights.gamma > 0 else ()
+        features = imitated_features(self.config.distillation)
         if batch.answers is not None:
             return decoded(batch.answers, features)
         if self.teacher is None:

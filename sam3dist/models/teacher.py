@@ -75,11 +75,6 @@ def network_files(source: str | Path) -> list[Path]:
     return [root] if root.is_file() else sorted(file for pattern in FILES for file in root.glob(pattern))
 
 
-def precision_of(teacher: Segmenter) -> str:
-    """The precision in which the teacher answers: fp32, bf16 or fp16."""
-    return next((name for name, dtype in DTYPES.items() if dtype == teacher.autocast), "fp32")
-
-
 def in_precision(teacher: Segmenter, precision: str) -> Segmenter:
     """The same float32 teacher, changed in place to answer in this precision; see `load_teacher`.
 

@@ -28,6 +28,8 @@ from sam3dist.teaching.codec import CODEC_VERSION
 STORE, MANIFEST = "store.json", "manifest.json"
 DEFAULT_NAME = "answers"
 """Of a store, inside the directory of the shards that it answers."""
+COUNTS = ("rows", "pairs", "masks", "answer_bytes", "feature_bytes")
+"""What each file of answers counts, and the manifest adds up."""
 IMAGE_FEATURES, PROMPT_FEATURES = ("vision",), ("encoder",)
 
 _PROMPT = pa.struct([("answer", pa.binary()), *((name, pa.binary()) for name in PROMPT_FEATURES)])
@@ -112,7 +114,7 @@ def open_answers(folder: Path | str, wanted: Identity, source: str) -> AnswerSto
     source: teacher.source, for the message. wanted.precision "auto" takes answers of any precision.
     """
     folder = Path(folder)
-    require_same(folder, wanted, source)
+    identity = require_same(folder, wanted, source)
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         raise DataError(f"{folder}: its answers are not complete; run the same `sam3dist teach` again, it goes on.")
@@ -125,13 +127,14 @@ def open_answers(folder: Path | str, wanted: Identity, source: str) -> AnswerSto
     for path, size in sizes.items():
         if not path.is_file() or path.stat().st_size != size:
             raise DataError(f"{path}: damaged or gone; run the same `sam3dist teach` again, it mends the store.")
-    identity = read_identity(folder)
-    assert identity is not None, "require_same read it"
     return AnswerStore(folder, identity, wanted.features)
 
 
-def require_same(folder: Path, wanted: Identity, source: str) -> None:
-    """DataError where the folder holds no store, or one of another teacher, data, resolution, codec or precision."""
+def require_same(folder: Path, wanted: Identity, source: str) -> Identity:
+    """What the store in a folder is of.
+
+    DataError where there is none, or one of another teacher, data, resolution, codec or precision.
+    """
     found = read_identity(folder)
     if found is None:
         raise DataError(
@@ -154,6 +157,7 @@ def require_same(folder: Path, wanted: Identity, source: str) -> None:
         raise DataError(
             f"{folder}: holds no {' and '.join(missing)} features, which distillation.gamma weighs; {way_out}"
         )
+    return found
 
 
 def read_identity(folder: Path) -> Identity | None:

@@ -21,7 +21,7 @@ from sam3dist.data.shards import RowGroup, read_rows
 from sam3dist.data.threads import ordered_map
 from sam3dist.teaching.codec import encode_answers, encode_maps
 from sam3dist.teaching.fidelity import Fidelity, fidelity
-from sam3dist.teaching.store import IMAGE_FEATURES, PROMPT_FEATURES, AnswerWriter, RowAnswers, finished
+from sam3dist.teaching.store import COUNTS, IMAGE_FEATURES, PROMPT_FEATURES, AnswerWriter, RowAnswers, finished
 from sam3dist.types import PromptBatch, SegOutputs, TeacherAnswers
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ Ask = Callable[[PromptBatch], SegOutputs]
 """Any teacher: what it says to the prompts of a batch."""
 DECODED_AHEAD, ENCODED_AHEAD = 32, 3
 """Images, and batches of answers, that may wait for the teacher and for the encoder."""
-COUNTS = ("rows", "pairs", "masks", "answer_bytes", "feature_bytes")
 
 
 def teach_shard(
