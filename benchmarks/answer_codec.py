@@ -32,7 +32,7 @@ from sam3dist.data.samples.live import scene_batch
 from sam3dist.data.samples.scenes import make_scene
 from sam3dist.models.segmenter import segment
 from sam3dist.models.teacher import load_teacher
-from sam3dist.teaching.codec import pack, window
+from sam3dist.teaching.codec import window
 from sam3dist.teaching.fidelity import mask_ious
 
 SEED = 12
@@ -76,19 +76,23 @@ UNIFORM = Codes(
 OURS = Codes(lambda logits: mask_codes(logits).numpy(), lambda codes: mask_logits(torch.from_numpy(codes)))
 
 
-def zstd(codes: Codes, windowed: bool) -> Candidate:
-    """Codes in a zstd frame, whole or only the window of those that are not 0."""
+ZSTD, LZ4 = pa.Codec("zstd", compression_level=5), pa.Codec("lz4", compression_level=12)
+
+
+def packed(packer: pa.Codec, codes: Codes, windowed: bool = True) -> Candidate:
+    """Codes in a frame of zstd or LZ4, whole or only the window of those that are not 0."""
 
     def encode(logits: Tensor) -> bytes:
         found = codes.encode(logits)
         top, left, rows, columns = window(found) if windowed else (0, 0, *found.shape)
         head = np.array([top, left, rows, columns], np.uint16).tobytes()
-        return head + pack(np.ascontiguousarray(found[top : top + rows, left : left + columns]).tobytes())
+        inside = np.ascontiguousarray(found[top : top + rows, left : left + columns])
+        return head + bytes(packer.compress(inside.tobytes()))
 
     def decode(data: bytes, size: tuple[int, int]) -> Tensor:
         top, left, rows, columns = np.frombuffer(data, np.uint16, 4).tolist()
         whole = np.zeros(size, np.uint8)
-        inside = np.frombuffer(pa.decompress(data[8:], rows * columns, "zstd"), np.uint8)
+        inside = np.frombuffer(packer.decompress(data[8:], rows * columns), np.uint8)
         whole[top : top + rows, left : left + columns] = inside.reshape(rows, columns)
         return codes.decode(whole)
 
@@ -109,32 +113,33 @@ def picture(codes: Codes, kind: str, **settings: object) -> Candidate:
     return Candidate(encode, decode)
 
 
-def float16(packed: bool) -> Candidate:
+def float16(zstd: bool) -> Candidate:
     def decode(data: bytes, size: tuple[int, int]) -> Tensor:
-        raw = pa.decompress(data, 2 * size[0] * size[1], "zstd").to_pybytes() if packed else data
+        raw = ZSTD.decompress(data, 2 * size[0] * size[1]).to_pybytes() if zstd else data
         return torch.from_numpy(np.frombuffer(raw, np.float16).reshape(size).astype(np.float32))
 
     def encode(logits: Tensor) -> bytes:
         raw = logits.half().numpy().tobytes()
-        return pack(raw) if packed else raw
+        return bytes(ZSTD.compress(raw)) if zstd else raw
 
     return Candidate(encode, decode)
 
 
 CANDIDATES = {
-    "float16": float16(packed=False),
-    "float16, zstd": float16(packed=True),
-    "uniform 256, zstd": zstd(UNIFORM, windowed=False),
-    "asinh 32, zstd, window": zstd(asinh(32), windowed=True),
-    "asinh 64, zstd, window": zstd(asinh(64), windowed=True),
-    "asinh 128, zstd": zstd(OURS, windowed=False),
-    "asinh 128, zstd, window": zstd(OURS, windowed=True),
-    "asinh 256, zstd, window": zstd(asinh(256), windowed=True),
+    "float16": float16(zstd=False),
+    "float16, zstd": float16(zstd=True),
+    "uniform 256, zstd": packed(ZSTD, UNIFORM, windowed=False),
+    "asinh 32, zstd, window": packed(ZSTD, asinh(32)),
+    "asinh 64, zstd, window": packed(ZSTD, asinh(64)),
+    "asinh 128, zstd": packed(ZSTD, OURS, windowed=False),
+    "asinh 128, zstd, window": packed(ZSTD, OURS),
+    "asinh 128, LZ4, window": packed(LZ4, OURS),
+    "asinh 256, zstd, window": packed(ZSTD, asinh(256)),
     "asinh 128, PNG": picture(OURS, "PNG"),
     "asinh 128, WebP lossless": picture(OURS, "WEBP", lossless=True),
     "uniform 256, WebP q80": picture(UNIFORM, "WEBP", quality=80),
 }
-CHOSEN = f"asinh {MASK_CODES}, zstd, window"
+CHOSEN = f"asinh {MASK_CODES}, LZ4, window"
 
 
 def main() -> None:

@@ -60,14 +60,15 @@ def imitable(outputs: SegOutputs, features: tuple[str, ...] = (), mask_limit: fl
 
 def decoded(coded: CodedAnswers, features: tuple[str, ...] = ()) -> TeacherAnswers:
     """The stored answers as `imitable` gave them, but for what the codes are wrong by; on the device of the codes."""
+    maps = mask_logits(unfolded(coded.codes, coded.windows, coded.map_size))
     return TeacherAnswers(
         query_logits=coded.query_logits,
         background=coded.background,
         presence_logits=coded.presence_logits,
-        semantic_logits=mask_logits(coded.semantic_codes),
+        semantic_logits=maps[: len(coded.counts)],
         counts=coded.counts,
         boxes=coded.boxes,
-        mask_logits=mask_logits(coded.mask_codes),
+        mask_logits=maps[len(coded.counts) :],
         features={name: coded.features[name].codes * coded.features[name].scales[..., None, None] for name in features},
     )
 
@@ -82,6 +83,25 @@ def mask_logits(codes: Tensor) -> Tensor:
     """What the codes stand for: float32, of the same sign as what they were made of."""
     meanings = MASK_KNEE * torch.sinh((torch.arange(MASK_CODES, device=codes.device) - (MASK_CODES - 1) / 2) / _DENSITY)
     return meanings.index_select(0, codes.flatten().int()).view(codes.shape)
+
+
+def unfolded(codes: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """The maps [N, h, w] of which only windows [N, 4] (top, left, rows, columns) are given, and 0 around them.
+
+    codes [T] are the cells of all windows, one after the other, row by row.
+    """
+    height, width = size
+    top, left, rows, columns = windows.long().unbind(1)
+    cells = rows * columns
+    numbers = torch.arange(len(windows), device=codes.device)
+    # Given its size, the device need not be waited for.
+    window = torch.repeat_interleave(numbers, cells, output_size=len(codes))
+    cell = torch.arange(len(codes), device=codes.device) - (cells.cumsum(0) - cells)[window]
+    row = cell // columns[window]
+    column = cell - row * columns[window]
+    maps = codes.new_zeros(len(windows) * height * width)
+    maps[(window * height + top[window] + row) * width + left[window] + column] = codes
+    return maps.view(len(windows), height, width)
 
 
 def _require_finite(outputs: SegOutputs, features: tuple[str, ...]) -> None:

@@ -106,15 +106,20 @@ class TeacherAnswers:
 
 @dataclass(frozen=True)
 class CodedAnswers:
-    """TeacherAnswers on their way to the device, with a byte in place of each mask logit and feature value."""
+    """TeacherAnswers on their way to the device, with a byte in place of each mask logit and feature value.
+
+    Of each map only the window is there whose cells are not all surely outside: the maps are mostly empty, and on the
+    device they are soon filled.
+    """
 
     query_logits: Tensor  # [P, Q] float32
     background: Tensor  # [P, Q] bool
     presence_logits: Tensor  # [P] float32
-    semantic_codes: Tensor  # [P, h, w] uint8
     counts: tuple[int, ...]  # P numbers that add up to M
     boxes: Tensor  # [M, 4] float32, xyxy in 0..1
-    mask_codes: Tensor  # [M, h, w] uint8
+    map_size: tuple[int, int]  # h, w
+    windows: Tensor  # [P + M, 4] int32: top, left, rows, columns; of the semantic maps, then of the masks
+    codes: Tensor  # [T] uint8: the cells of all windows, one after the other, row by row
     features: dict[str, CodedMaps] = field(default_factory=dict)
 
     def to(self, device: Any) -> CodedAnswers:

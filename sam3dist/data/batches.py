@@ -13,10 +13,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
+from sam3dist.data.buffers import ImageBuffers
 from sam3dist.data.decode import PLAIN, Asked, Sample, View, collate, decode_questions, with_pixels
 from sam3dist.data.prompts import draw_prompts
 from sam3dist.data.rejects import Reject, Rejects
@@ -116,6 +119,7 @@ def follow(
 
     def made() -> Iterator[PromptBatch]:
         skip = skip_batches
+        buffers = ImageBuffers(data.images_per_batch, 3, image_size, image_size)
         waiting: list[Counter[str]] = []  # what is missing from the batches whose places the next one takes
         for epoch, groups in epochs:
             length = _length(groups, data)
@@ -125,7 +129,7 @@ def follow(
             reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch, answers=answers)
             empty = skip == 0
             rejects, known = Rejects(), Counter[str]()
-            for samples in reader.places(groups, rejects, skip):
+            for samples in reader.places(groups, rejects, skip, buffers):
                 waiting.append(rejects.by_reason - known)
                 known = rejects.by_reason.copy()
                 if samples:
@@ -168,17 +172,17 @@ def evaluation_batches(
     )
 
 
-def drawn_view(size: tuple[int, int], data: DataConfig, rng: np.random.Generator) -> View:
+def drawn_view(size: tuple[int, int], data: DataConfig, rng: Random) -> View:
     """How one step looks at an image of `size` (height, width)."""
     flip = data.horizontal_flip and rng.random() < 0.5
     window, colours = None, PLAIN.colours
     if data.crop_share < 1:
         share = rng.uniform(data.crop_share, 1) ** 0.5  # of each side, so that the image keeps its shape
         height, width = (max(1, round(share * length)) for length in size)
-        top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(size, (height, width), strict=True))
+        top, left = (rng.randrange(whole - part + 1) for whole, part in zip(size, (height, width), strict=True))
         window = (top, left, height, width)
     if data.colour_jitter > 0:
-        brightness, contrast, saturation = 1 + data.colour_jitter * rng.uniform(-1, 1, 3)
+        brightness, contrast, saturation = (1 + data.colour_jitter * rng.uniform(-1, 1) for _ in range(3))
         colours = (brightness, contrast, saturation)
     return View(window, flip, colours)
 
@@ -214,11 +218,20 @@ class _Reader:
     def batches(self, row_groups: Iterable[RowGroup], rejects: Rejects | None) -> Iterator[PromptBatch]:
         yield from (collate(samples) for samples in self.places(row_groups, rejects) if samples)
 
-    def places(self, row_groups: Iterable[RowGroup], rejects: Rejects | None, skip: int = 0) -> Iterator[list[Sample]]:
-        """The usable samples of each batch after the first `skip`; in training there may be none."""
+    def places(
+        self,
+        row_groups: Iterable[RowGroup],
+        rejects: Rejects | None,
+        skip: int = 0,
+        buffers: ImageBuffers | None = None,
+    ) -> Iterator[list[Sample]]:
+        """The usable samples of each batch after the first `skip`; in training there may be none.
+
+        Training decodes into the images of batches, which `buffers` lend.
+        """
         rejects = Rejects() if rejects is None else rejects
         ahead = self.data.decode_threads + 1 + self.images_per_batch // TOGETHER
-        rows = self._rows(row_groups, skip * self.images_per_batch)
+        rows = self._placed(self._rows(row_groups, skip * self.images_per_batch), buffers)
         pieces = iter(lambda: list(islice(rows, TOGETHER)), [])
         with closing(ordered_map(self._samples, pieces, self.data.decode_threads, ahead)) as results:
             total = sum(len(group.places) for group in row_groups) if isinstance(row_groups, Sequence) else None
@@ -234,6 +247,16 @@ class _Reader:
         # One ahead: reading is done in the time that decoding takes.
         with closing(ordered_map(self._mixed, self._orders(row_groups, skip), threads=1, ahead=2)) as mixes:
             yield from chain.from_iterable(mixes)
+
+    def _placed(
+        self, rows: Iterable[Row | _SetAside], buffers: ImageBuffers | None
+    ) -> Iterator[tuple[Row | _SetAside, tuple[Tensor, int] | None]]:
+        """The rows, each with the place of its pixels in the images of its batch, if it has one."""
+        for number, row in enumerate(rows):
+            place = number % self.images_per_batch
+            if place == 0 and buffers is not None:
+                images = buffers.lend()
+            yield row, None if buffers is None else (images, place)
 
     def _orders(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[tuple[list[RowGroup], np.ndarray]]:
         """Row groups that are mixed, and the order of their rows without those that are skipped."""
@@ -251,16 +274,19 @@ class _Reader:
         rows = [row for group in groups for row in _read(group, self.answers)]
         return [rows[place] for place in order]
 
-    def _samples(self, rows: Sequence[Row | _SetAside]) -> list[Sample | _SetAside | None]:
+    def _samples(
+        self, rows: Sequence[tuple[Row | _SetAside, tuple[Tensor, int] | None]]
+    ) -> list[Sample | _SetAside | None]:
         """The decoded rows with the phrases of this step; None where there is nothing to ask."""
-        return [self._seen(*drawn) if isinstance(drawn, tuple) else drawn for drawn in [*map(self._drawn, rows)]]
+        drawn = [(self._drawn(row), place) for row, place in rows]
+        return [self._seen(*found, place) if isinstance(found, tuple) else found for found, place in drawn]
 
     def _drawn(self, row: Row | _SetAside) -> tuple[Row, tuple[Asked, ...], View] | _SetAside | None:
         """The row, its phrases of this step, and how it is looked at."""
         if isinstance(row, _SetAside):
             return row
         # Of its own for each image, so that threads and skipped batches change nothing.
-        rng = np.random.default_rng((self.seed, self.epoch, row.image_id % 2**63))
+        rng = Random(f"{self.seed} {self.epoch} {row.image_id}")
         prompts: Sequence[Prompt] = row.prompts
         if self.training:
             prompts = draw_prompts(row.prompts, self.data.prompts_per_image, self.data.negative_share, rng)
@@ -271,9 +297,11 @@ class _Reader:
             return _SetAside(row.file_name, reject)
         return (row, asked, view) if asked else None
 
-    def _seen(self, row: Row, asked: tuple[Asked, ...], view: View) -> Sample | _SetAside:
+    def _seen(
+        self, row: Row, asked: tuple[Asked, ...], view: View, place: tuple[Tensor, int] | None
+    ) -> Sample | _SetAside:
         try:
-            return with_pixels(row, asked, self.side, self.data.max_pixels, view)
+            return with_pixels(row, asked, self.side, self.data.max_pixels, view, place)
         except Reject as reject:
             return _SetAside(row.file_name, reject)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from random import Random
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from sam3dist.data.rejects import Reject
 
@@ -40,9 +39,7 @@ def clean_category(name: Any, max_chars: int) -> str:
     return clean_phrase(re.sub(r"\s*\([^)]*\)", " ", words).strip() or words, max_chars)
 
 
-def draw_prompts(
-    prompts: tuple[Prompt, ...], wanted: int, negative_share: float, rng: np.random.Generator
-) -> list[Prompt]:
+def draw_prompts(prompts: tuple[Prompt, ...], wanted: int, negative_share: float, rng: Random) -> list[Prompt]:
     """At most `wanted` of an image's phrases, with `negative_share` of them negatives in expectation.
 
     Positives are drawn evenly. Negatives are drawn with weights 1, 1/2, 1/3, ... in their stored order, so that
@@ -56,9 +53,7 @@ def draw_prompts(
         expected = len(positives) * negative_share / (1 - negative_share)
     num_negatives = min(int(expected + rng.random()), len(negatives))  # one of two neighbours, right in the mean
     num_positives = min(wanted - num_negatives, len(positives))
-    chosen = [positives[i] for i in rng.permutation(len(positives))[:num_positives]]
-    if num_negatives:
-        weights = 1 / np.arange(1, len(negatives) + 1)
-        picked = rng.choice(len(negatives), num_negatives, replace=False, p=weights / weights.sum())
-        chosen += [negatives[i] for i in picked]
-    return chosen
+    chosen = rng.sample(positives, num_positives)
+    # Events that happen at rates 1, 1/2, 1/3, ...: the first ones are drawn with these weights.
+    times = {rng.expovariate(1 / place): negative for place, negative in enumerate(negatives, 1)}
+    return chosen + [times[time] for time in sorted(times)[:num_negatives]]

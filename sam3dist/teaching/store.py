@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sam3dist.data.rejects import Reject
-from sam3dist.data.rows import Row
+from sam3dist.data.rows import Prompt, Row
 from sam3dist.data.shards import RowGroup, read_table
 from sam3dist.errors import DataError
 from sam3dist.teaching.codec import CODEC_VERSION
@@ -96,15 +96,21 @@ class AnswerStore:
         table = read_table(str(path), group.index, SCHEMA, columns)
         if table.num_rows < group.rows:
             raise Reject("corrupt answers", f"{table.num_rows} rows where the data has {group.rows}")
-        rows = table.take(list(group.places)).to_pylist()
+        prompts_of = table.column("prompts").combine_chunks()
+        # Column by column, which takes a quarter of the time of a dict for each answer.
+        columns_of = [prompts_of.values.field(name).to_pylist() for name in prompts]
+        taught = [dict(zip(prompts, values, strict=True)) for values in zip(*columns_of, strict=True)]
+        ends = prompts_of.offsets.to_pylist()
+        numbers, reasons = table.column("image_id").to_pylist(), table.column("why_not").to_pylist()
+        maps = {name: table.column(name).to_pylist() for name in image}
         return [
             RowAnswers(
-                row["image_id"],
-                row["why_not"],
-                {name: row[name] for name in image},
-                tuple(row["prompts"]),
+                numbers[place],
+                reasons[place],
+                {name: values[place] for name, values in maps.items()},
+                tuple(taught[ends[place] : ends[place + 1]]),
             )
-            for row in rows
+            for place in group.places
         ]
 
 
@@ -270,5 +276,5 @@ def _with(row: Row, answers: RowAnswers) -> Row | Reject:
         return Reject("unanswered", f"the teacher was not asked: {answers.why_not}")
     if len(answers.prompts) != len(row.prompts):
         raise Reject("foreign answers", f"{row.file_name}: {len(answers.prompts)} answers, {len(row.prompts)} phrases")
-    prompts = tuple(replace(prompt, taught=taught) for prompt, taught in zip(row.prompts, answers.prompts, strict=True))
+    prompts = tuple(map(Prompt.with_answer, row.prompts, answers.prompts))
     return replace(row, taught=answers.image, prompts=prompts)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sam3dist.answers import MASK_LIMIT, MOST, imitable, mask_codes, mask_logits
+from sam3dist.answers import MASK_LIMIT, MOST, imitable, mask_codes, mask_logits, unfolded
 from sam3dist.errors import NonFiniteError
 from sam3dist.types import SegOutputs
 from tests.sam3dist.cases import Answers
@@ -84,3 +84,16 @@ def test_a_stored_logit_is_near_the_one_said_and_never_changes_sides():
     assert wrong.max() < 0.37
     assert wrong[said.abs() < 0.25].max() < 0.013
     assert (mask_codes(found) == codes).all(), "storing what was stored changes nothing"
+
+
+def test_windows_unfold_to_the_maps_that_a_loop_would_make():
+    shape = torch.Generator().manual_seed(0)
+    size, windows, cells, expected = (9, 13), [], [], torch.zeros(6, 9, 13, dtype=torch.uint8)
+    for number, (top, left, rows, columns) in enumerate(
+        [(0, 0, 9, 13), (0, 0, 0, 0), (8, 12, 1, 1), (3, 0, 2, 13), (0, 5, 9, 1), (2, 2, 5, 4)]
+    ):
+        codes = torch.randint(1, 128, (rows, columns), generator=shape, dtype=torch.uint8)
+        expected[number, top : top + rows, left : left + columns] = codes
+        windows.append([top, left, rows, columns])
+        cells.append(codes.flatten())
+    assert torch.equal(unfolded(torch.cat(cells), torch.tensor(windows, dtype=torch.int32), size), expected)

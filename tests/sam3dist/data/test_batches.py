@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -238,8 +239,9 @@ def test_many_phrases_are_spread_over_batches(coco: CocoFolder):
 def test_images_are_squashed_as_pillow_would(shards: Shards):
     (row, *_) = read_rows(shards.row_groups[0])
     expected = picture_of(0).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    got = decode_image(row.image, SIZE, SIDE, 10**6)
-    assert np.array_equal(got, np.asarray(expected).transpose(2, 0, 1))
+    got = decode_image(row.image, SIZE, SIDE, 10**6).numpy().astype(int)
+    # Both resize in fixed point, with different digits.
+    assert np.abs(got - np.asarray(expected).transpose(2, 0, 1)).max() <= 2
 
 
 def test_decoding_jpeg_at_a_smaller_scale_shows_the_same_picture(coco: CocoFolder):
@@ -247,7 +249,7 @@ def test_decoding_jpeg_at_a_smaller_scale_shows_the_same_picture(coco: CocoFolde
     coco.save("a.jpg", picture, quality=95)
     got = decode_image((coco.images_dir / "a.jpg").read_bytes(), (400, 560), 64, 10**6)
     expected = np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    assert np.abs(got.astype(int) - expected).mean() < 2
+    assert np.abs(got.numpy().astype(int) - expected).mean() < 2
 
 
 def test_rows_survive_arrow(shards: Shards):
@@ -339,16 +341,16 @@ def test_a_crop_shows_the_same_part_of_image_and_masks():
     assert [question.phrase for question in sample.asked] == ["right", "corner", "nothing"]
     assert [question.present for question in sample.asked] == [True, False, False]
     np.testing.assert_array_equal(decode_rle(sample.asked[0].masks[0]), right[60:108, 40:136])
-    seen = sample.pixels[0].astype(float)
-    np.testing.assert_allclose(seen[:, 1:-1], ramp[:1, 41:136:2].repeat(48, 0)[:, 1:-1], atol=2.5)
-    np.testing.assert_allclose(sample.pixels[1][1:-1], down[60:108, :1].repeat(48, 1)[1:-1], atol=2.5)
+    seen = sample.pixels.numpy().astype(float)
+    np.testing.assert_allclose(seen[0][:, 1:-1], ramp[:1, 41:136:2].repeat(48, 0)[:, 1:-1], atol=2.5)
+    np.testing.assert_allclose(seen[1][1:-1], down[60:108, :1].repeat(48, 1)[1:-1], atol=2.5)
     mirrored = decode_row(row, prompts, 48, 10**6, View(window, flip=True))
-    np.testing.assert_array_equal(mirrored.pixels, sample.pixels[:, :, ::-1])
+    assert torch.equal(mirrored.pixels, sample.pixels.flip(2))
     np.testing.assert_array_equal(decode_rle(mirrored.asked[0].masks[0]), right[60:108, 40:136][:, ::-1])
 
 
 def test_crops_keep_the_share_that_is_asked_for():
-    rng = np.random.default_rng(0)
+    rng = Random(0)
     shares = []
     for _ in range(300):
         view = drawn_view((120, 160), config(crop_share=0.3), rng)

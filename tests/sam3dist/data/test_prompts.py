@@ -1,4 +1,5 @@
-import numpy as np
+from random import Random
+
 import pytest
 
 from sam3dist.data.prompts import clean_category, clean_phrase, draw_prompts
@@ -15,7 +16,7 @@ def prompts(positives: int, negatives: int) -> tuple[Prompt, ...]:
 
 
 def drawn(positives: int, negatives: int, wanted: int, share: float, rounds: int = 4000) -> list[list[Prompt]]:
-    rng = np.random.default_rng(0)
+    rng = Random(0)
     asked = prompts(positives, negatives)
     return [draw_prompts(asked, wanted, share, rng) for _ in range(rounds)]
 

@@ -104,11 +104,11 @@ def test_mirrored_batches_have_mirrored_answers(shards: Shards, tiny_teacher: Se
         straight = next(follow([(0, shards.row_groups)], DATA, 112, seed=seed, answers=store))
         for prompt, image in enumerate(flipped.image_of_prompt):
             mirrored = not torch.equal(flipped.images[image], straight.images[image])
-            codes = flipped.answers.semantic_codes[prompt]
+            said = decoded(flipped.answers).semantic_logits[prompt]
             # A mirrored image draws as a straight one does, so the phrases are the same.
             assert flipped.prompts[prompt] == straight.prompts[prompt]
-            expected = straight.answers.semantic_codes[prompt]
-            assert torch.equal(codes, expected.flip(1) if mirrored else expected)
+            expected = decoded(straight.answers).semantic_logits[prompt]
+            assert torch.equal(said, expected.flip(1) if mirrored else expected)
 
 
 def test_any_share_of_the_rows_finds_its_answers(shards: Shards, tiny_teacher: Segmenter, tmp_path: Path):
