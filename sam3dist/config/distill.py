@@ -30,6 +30,9 @@ class TeacherConfig(Settings):
     """Directory of a LoRA adapter (peft) for a SAM teacher; None has none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes it fast, else fp32."""
+    geometry_token: bool | None = None
+    """Ask with the prompt token that SAM3 makes of no boxes, as Meta does and transformers does not; null does so where
+    the geometry encoder has been trained, as in facebook/sam3 and sam3.pt."""
     mode: Literal["online", "stored"] = "online"
     """online asks the teacher in every step; stored reads what `sam3dist teach` wrote once for all runs."""
     answers: str | None = None

@@ -19,6 +19,7 @@ from sam3dist.models.checkpoint import (
     read_config,
     read_segmenter,
 )
+from sam3dist.models.geometry import uses_geometry_token
 from sam3dist.models.meta_weights import read_meta_checkpoint
 from sam3dist.models.segmenter import Segmenter
 from sam3dist.models.source import files_sha256, resolve
@@ -31,7 +32,12 @@ FILES = ["*.json", "*.safetensors", "merges.txt"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_teacher(source: str | Path, device: str | torch.device = "cpu", precision: str = "auto") -> Segmenter:
+def load_teacher(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    geometry_token: bool | None = None,
+) -> Segmenter:
     """The teacher, frozen and in eval mode, on `device`.
 
     source: "embedded" (ships with the package), a directory (a teacher's, a student's or a training
@@ -39,10 +45,13 @@ def load_teacher(source: str | Path, device: str | torch.device = "cpu", precisi
     CheckpointError.
     precision: "auto" takes bf16 where the device computes it fast, else fp32. In bf16 and fp16 the two towers
     are stored so, too; the small heads stay fp32, because boxes need more digits than bf16 has.
+    geometry_token: whether it is asked as SAM3 was trained (geometry.py); None: where its geometry encoder is trained.
     """
     if precision not in ("auto", "fp32", *DTYPES):
         raise ConfigError(f"teacher.precision={precision} is unknown; use auto, fp32, bf16 or fp16.")
-    return in_precision(_read(source).to(device).requires_grad_(False).eval(), precision)
+    teacher = _read(source)
+    teacher.geometry_token = uses_geometry_token(teacher.net.config, geometry_token)
+    return in_precision(teacher.to(device).requires_grad_(False).eval(), precision)
 
 
 def teacher_config(source: str | Path) -> Sam3Config:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sam3dist.errors import ConfigError
 from sam3dist.verbs.grammar import Overrides, Verb, run_dir, settings, slug
 
-TAKES = ("eval.threshold", "data.max_pixels", "teacher.precision", "run.dir")
+TAKES = ("eval.threshold", "data.max_pixels", "teacher.precision", "teacher.geometry_token", "run.dir")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     if not all(phrases):
         raise ConfigError('predict: a PHRASE is empty; give what to look for, as in "yellow fish".')
     image = read_picture(options.image, config.data.max_pixels)
-    model = load(options.checkpoint, config.teacher.precision)
+    model = load(options.checkpoint, config.teacher.precision, config.teacher.geometry_token)
     found = predict(model, image, phrases, config.eval.threshold)
 
     directory = run_dir(config, "predict", options.checkpoint, str(Path(options.image).with_suffix("")))
