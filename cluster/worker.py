@@ -152,8 +152,8 @@ def memory_explained() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
         raise ResourceError(
-            f"{reason}; lower data.images_per_batch or data.prompts_per_image and raise optim.accumulate, lower "
-            "eval.images_per_batch, or set strategy.kind=fsdp with more workers."
+            f"{reason}; set optim.gradient_checkpointing=true, lower data.images_per_batch or data.prompts_per_image "
+            "and raise optim.accumulate, lower eval.images_per_batch, or set strategy.kind=fsdp with more workers."
         ) from error
 
 
