@@ -80,7 +80,7 @@ VERB = Verb(
     name="predict",
     summary="find what phrases name in an image: a picture of it and COCO RLE JSON",
     details="The picture shows every instance in a colour of its own with its phrase and score; the JSON is a COCO\n"
-    f"document with `phrase` and `score` for each annotation. Keys: {', '.join(TAKES)}.",
+    f"document with `phrase` and `score` for each annotation.\nKeys: {', '.join(TAKES)}.",
     examples=(
         'sam3dist predict runs/train-small reef.jpg "yellow fish"',
         'sam3dist predict embedded street.png "red car" "person on a bicycle" eval.threshold=0.3',
