@@ -68,7 +68,7 @@ def evaluate_worker(given: dict[str, Any]) -> dict[str, Any]:
     """One worker's part; metrics and counts are those of all."""
     config: DistillConfig = given["config"]
     device = own_device(config.strategy)
-    model = load_teacher(given["checkpoint"], device, config.teacher.precision)
+    model = load_teacher(given["checkpoint"], device, config.teacher.precision, config.teacher.geometry_token)
     rank, world_size = rank_and_size()
     rejects = Rejects()
     batches = evaluation_batches(

@@ -66,7 +66,8 @@ def wanted(config: DistillConfig, with_features: bool | None = None) -> Identity
             "distillation.gamma=0."
         )
     data = open_shards(str(config.data.train)).content_hash
-    return Identity(known.fingerprint, config.teacher.precision, known.image_size, data, names)
+    precision, token = config.teacher.precision, known.geometry_token
+    return Identity(known.fingerprint, precision, known.image_size, data, names, geometry_token=token)
 
 
 def teaches(config: DistillConfig) -> bool:

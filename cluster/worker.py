@@ -64,12 +64,14 @@ def _train(
     config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None, answers: AnswerStore | None
 ) -> Report:
     device = own_device(config.strategy)
-    base = load_teacher(shape_source(config), device, "fp32")  # the student starts from its exact weights
+    token = config.teacher.geometry_token if config.student.like is None else None
+    base = load_teacher(shape_source(config), device, "fp32", token)  # the student starts from its exact weights
     student = build_student(config.student, base, config.run.seed)
     reference_millions = model_size(base.net.config).params_millions
     asked = None
     if answers is None and teaches(config):
-        teacher = base if config.student.like is None else load_teacher(config.teacher.source, device, "fp32")
+        source, token = config.teacher.source, config.teacher.geometry_token
+        teacher = base if config.student.like is None else load_teacher(source, device, "fp32", token)
         asked = in_precision(teacher, config.teacher.precision)
     del base  # who learns from labels alone, or from stored answers, needs its memory
     pupil = _pupil(student, config)
@@ -150,8 +152,8 @@ def memory_explained() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
         raise ResourceError(
-            f"{reason}; lower data.images_per_batch or data.prompts_per_image and raise optim.accumulate, lower "
-            "eval.images_per_batch, or set strategy.kind=fsdp with more workers."
+            f"{reason}; set optim.gradient_checkpointing=true, lower data.images_per_batch or data.prompts_per_image "
+            "and raise optim.accumulate, lower eval.images_per_batch, or set strategy.kind=fsdp with more workers."
         ) from error
 
 

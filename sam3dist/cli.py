@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sam3dist import __version__
 from sam3dist.errors import ConfigError, in_one_line
-from sam3dist.verbs import compare, config, evaluate, predict, prepare, smoke, submit, teach, train, tune
+from sam3dist.verbs import compare, config, evaluate, predict, prepare, smoke, submit, teach, train, tune, weights
 from sam3dist.verbs.grammar import Parser, Verb, split
 
 VERBS: tuple[Verb, ...] = (
@@ -22,6 +22,7 @@ VERBS: tuple[Verb, ...] = (
     evaluate.VERB,
     compare.VERB,
     predict.VERB,
+    weights.VERB,
     config.VERB,
     submit.VERB,
 )

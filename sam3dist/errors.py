@@ -43,3 +43,8 @@ def in_one_line(error: BaseException) -> str | None:
         if error.errno in DISK_FULL:
             return f"{error.strerror.lower()}."
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a foreign library says, in at most one line."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

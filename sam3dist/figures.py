@@ -47,7 +47,7 @@ def training_figures(run_dir: Path, config: DistillConfig, result: Mapping[str, 
         return drawn
     shards = open_shards(result["data"]["val"])
     picks = choose(some_pairs(shards, 4 * config.run.figures), config.run.figures)
-    teacher = load_teacher(config.teacher.source, device, config.teacher.precision)
+    teacher = load_teacher(config.teacher.source, device, config.teacher.precision, config.teacher.geometry_token)
     student = load_teacher(result["checkpoint"], device, "fp32")
     return drawn | draw(picks, student, teacher, shards, config.data, config.eval.threshold, folder)
 

@@ -55,6 +55,7 @@ TITLES = {
     "eval": "Evaluation",
     "compare": "Student against teacher",
     "predict": "Prediction",
+    "weights": "Weights",
 }
 
 REJECTED = {

@@ -30,6 +30,9 @@ class TeacherConfig(Settings):
     """Directory of a LoRA adapter (peft) for a SAM teacher; None has none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes it fast, else fp32."""
+    geometry_token: bool | None = None
+    """Ask with the prompt token that SAM3 makes of no boxes, as Meta does and transformers does not; null does so where
+    the geometry encoder has been trained, as in facebook/sam3 and sam3.pt."""
     mode: Literal["online", "stored"] = "online"
     """online asks the teacher in every step; stored reads what `sam3dist teach` wrote once for all runs."""
     answers: str | None = None
@@ -168,6 +171,9 @@ class OptimConfig(Settings):
     """A gradient whose norm over all weights is greater is scaled down to this."""
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients add up to one update."""
+    gradient_checkpointing: bool = False
+    """Compute activations of the transformer layers again in the backward pass instead of keeping them: SAM3's image
+    tower holds a tenth, and a step takes about 1.2 times as long."""
 
 
 class EvalConfig(Settings):

@@ -24,6 +24,7 @@ EVAL_TAKES = (
     "data.max_pixels",
     "data.max_rejected_share",
     "teacher.precision",
+    "teacher.geometry_token",
     "run.dir",
 )
 """What an evaluation heeds of a run's settings, in one process."""

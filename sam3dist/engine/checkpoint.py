@@ -41,6 +41,7 @@ MANIFEST = "manifest.json"
 FIXED = (
     "teacher.source",
     "teacher.adapter",
+    "teacher.geometry_token",
     "student",
     "distillation",
     "objective",

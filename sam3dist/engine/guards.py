@@ -93,7 +93,8 @@ def watched(module: nn.Module) -> Iterator[Seen]:
             for tensor in tree_leaves(output):
                 if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                     continue
-                if seen.output is None and not tensor.isfinite().all():
+                # Detached: a layer that is computed again must save as many tensors as the first time.
+                if seen.output is None and not tensor.detach().isfinite().all():
                     seen.output = name
                 if tensor.requires_grad:
                     tensor.register_hook(look_back)

@@ -31,6 +31,7 @@ from sam3dist.engine.optim import learning_rate, make_optimizer, set_learning_ra
 from sam3dist.engine.progress import progress
 from sam3dist.engine.signals import sigterm_noted
 from sam3dist.losses import distillation_loss
+from sam3dist.models.recompute import recompute_layers
 from sam3dist.models.segmenter import segment
 from sam3dist.models.size import model_size
 from sam3dist.objective import score
@@ -133,6 +134,8 @@ class _Run:
             architecture=architecture_of(pupil),  # while the weights are whole
         )
         self.checkpoint: Path | None = None
+        if config.optim.gradient_checkpointing:
+            recompute_layers(pupil.student)
         self.module, self.optimizer = strategy.setup(pupil, lambda module: make_optimizer(module, config.optim))
         self.module.train()
         if teacher is not None:

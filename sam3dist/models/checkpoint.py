@@ -12,22 +12,27 @@ from torch import Tensor
 from transformers import PreTrainedConfig, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
 from transformers.utils import logging
 
-from sam3dist.errors import CheckpointError
+from sam3dist.errors import CheckpointError, first_line
 from sam3dist.models.segmenter import Segmenter
 from sam3dist.models.text import load_tokenizer
 
 
-def save_segmenter(segmenter: Segmenter, directory: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save_segmenter(
+    segmenter: Segmenter,
+    directory: str | Path,
+    state: Mapping[str, Tensor] | None = None,
+    max_shard_mb: int = 50_000,
+) -> None:
     """Write config.json, model.safetensors, the tokenizer and the settings of the processor.
 
     That is all that transformers' own Sam3Processor and Sam3Model need to answer as this segmenter does.
     `state` replaces the weights, for strategies that hold them in shards; its keys are those of
-    `segmenter.state_dict()`, or of its `net`.
+    `segmenter.state_dict()`, or of its `net`. Weights of more than `max_shard_mb` megabytes become several files.
     """
     if state is not None:
         state = {key.removeprefix("net."): value.contiguous() for key, value in state.items()}
     with quiet_transformers():
-        segmenter.net.save_pretrained(directory, state_dict=state)
+        segmenter.net.save_pretrained(directory, state_dict=state, max_shard_size=f"{max_shard_mb}MB")
     side, mask_side = segmenter.image_size, 4 * segmenter.grid
     pictures = Sam3ImageProcessor(
         size={"height": side, "width": side}, mask_size={"height": mask_side, "width": mask_side}
@@ -96,6 +101,20 @@ def read_segmenter(dir_or_id: str) -> Segmenter:
     return assemble(net, load_tokenizer(dir_or_id), dir_or_id)
 
 
+def built(source: object, state: Mapping[str, Tensor], config: Sam3Config) -> Sam3Model:
+    """A float32 Sam3Model with these weights, each of which must have its place; else CheckpointError."""
+    with torch.device("meta"):  # compared before 840 million parameters are built
+        expected = Sam3Model(config).state_dict()
+    require_exact(
+        source,
+        missing=expected.keys() - state.keys(),
+        unexpected=state.keys() - expected.keys(),
+        misshapen=[name for name in expected.keys() & state.keys() if state[name].shape != expected[name].shape],
+    )
+    with quiet_transformers():
+        return Sam3Model.from_pretrained(None, config=config, state_dict=dict(state), dtype=torch.float32)
+
+
 def assemble(net: Sam3Model, tokenizer: Any, source: object) -> Segmenter:
     """The two as a Segmenter in eval mode; CheckpointError when the tokenizer's ids are not the text tower's."""
     config: Any = net.config.text_config
@@ -114,11 +133,6 @@ def require_exact(source: object, **problems: Collection[object]) -> None:
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise CheckpointError(f"{source}: weights of another architecture; {kind}: {', '.join(keys[:3])}{more}.")
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception of a foreign library says, in at most one line."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 @contextmanager

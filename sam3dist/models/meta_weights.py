@@ -8,19 +8,16 @@ CLIP's projection is transposed.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
-import torch
 from torch import Tensor
 from transformers import Sam3Config, Sam3Model
 
 from sam3dist.errors import CheckpointError
-from sam3dist.models.checkpoint import first_line, quiet_transformers, require_exact
+from sam3dist.models.checkpoint import built
+from sam3dist.models.pickles import read_pickle
 
 DETECTOR = "detector."
 RENAMED = (
@@ -98,34 +95,22 @@ def read_meta_checkpoint(file: str | Path, config: Sam3Config | None = None) -> 
     Every weight must find its place and every place its weight, else CheckpointError. The file is a pickle and
     is read without the power to run code; one that asks for it is refused.
     """
-    try:
-        loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file}: refused, because it holds more than tensors and could run code.") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, BadZipFile) as error:
-        raise CheckpointError(f"{file}: not a readable PyTorch checkpoint ({first_line(error)}).") from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not any(str(key).startswith(DETECTOR) for key in loaded):
+    state = read_pickle(file)
+    if not any(key.startswith(DETECTOR) for key in state):
         raise CheckpointError(f"{file}: holds no weights named {DETECTOR}*; expected Meta's sam3.pt.")
-    state, config = convert_meta_state(loaded), config or Sam3Config()
-    with torch.device("meta"):  # compared before 840 million parameters are built
-        expected = Sam3Model(config).state_dict()
-    require_exact(
-        file,
-        missing=expected.keys() - state.keys(),
-        unexpected=state.keys() - expected.keys(),
-        misshapen=[name for name in expected.keys() & state.keys() if state[name].shape != expected[name].shape],
-    )
-    with quiet_transformers():
-        return Sam3Model.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    return built(file, convert_meta_state(state), config or Sam3Config())
+
+
+def is_left_out(key: str) -> bool:
+    """Whether a weight of Meta's file has no place in a Sam3Model: all but the detector, and some of that."""
+    return not key.startswith(DETECTOR) or LEFT_OUT.match(key.removeprefix(DETECTOR)) is not None
 
 
 def convert_meta_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Meta's tensors under transformers' names, in transformers' layout; names without a rule stay as they are."""
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
-        if not key.startswith(DETECTOR) or LEFT_OUT.match(key.removeprefix(DETECTOR)):
+        if is_left_out(key):
             continue
         name = _rename(key.removeprefix(DETECTOR))
         if "in_proj_" in name:

@@ -6,6 +6,7 @@ import torch
 from transformers import Sam3Config, Sam3Model
 
 from sam3dist.data.samples.live import IMAGE_SIZE
+from sam3dist.models.geometry import UNTRAINED
 from sam3dist.models.segmenter import Segmenter, freeze_unused
 from sam3dist.models.text import clip_tokenizer
 
@@ -57,6 +58,7 @@ def reduced_sam3(seed: int) -> Segmenter:
         detr_decoder_config={**detr, "num_layers": 3, "num_queries": 16},
         mask_decoder_config={"hidden_size": DETR_WIDTH, "num_attention_heads": 4, "num_upsampling_stages": 2},
     )
+    setattr(config, UNTRAINED, True)
     net = Sam3Model(config)
     _spread_reference_boxes(net)
     freeze_unused(net)

@@ -20,8 +20,8 @@ from transformers import SamConfig, SamModel
 
 from sam3dist.answers import MASK_LIMIT
 from sam3dist.boxes import extents
-from sam3dist.errors import CheckpointError, ConfigError
-from sam3dist.models.checkpoint import first_line, quiet_transformers, require_exact
+from sam3dist.errors import CheckpointError, ConfigError, first_line
+from sam3dist.models.checkpoint import quiet_transformers, require_exact
 from sam3dist.models.source import files_sha256
 from sam3dist.models.teacher import DTYPES, computes_bf16_fast, located_network, network_files
 from sam3dist.targets import coverage, make_targets

@@ -25,6 +25,7 @@ from transformers.models.sam3.modeling_sam3 import (
     inverse_sigmoid,
 )
 
+from sam3dist.models.geometry import geometry_token, with_token
 from sam3dist.models.text import tokenize
 from sam3dist.types import LayerOutputs, PromptBatch, SegOutputs
 
@@ -41,7 +42,8 @@ Larger parts may not be units: `detr_decoder.box_head` is also called from outsi
 class Segmenter(nn.Module):
     """A Sam3Model with its tokenizer, asked about uint8 images and phrases.
 
-    `autocast` is the precision in which a frozen teacher computes; None leaves it to the caller.
+    `autocast` is the precision in which a frozen teacher computes; None leaves it to the caller. With
+    `geometry_token` the prompts are those that SAM3 was trained with, see geometry.py; students do without.
     """
 
     def __init__(self, net: Sam3Model, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,6 +51,7 @@ class Segmenter(nn.Module):
         self.net = net
         self.tokenizer = tokenizer
         self.autocast: torch.dtype | None = None
+        self.geometry_token = False
 
     @property
     def image_size(self) -> int:
@@ -101,8 +104,12 @@ class Segmenter(nn.Module):
         # The model computes a fourth, coarser level and never uses it.
         maps = vision.fpn_hidden_states[:-1]
         prompt_maps = [level.index_select(0, image_of_prompt) for level in maps]
+        place = vision.fpn_position_encoding[-2][:1]
         text, text_mask = self.read(prompts)
-        encoded = self.join(prompt_maps[-1], vision.fpn_position_encoding[-2][:1], text, text_mask)
+        if self.geometry_token:
+            token = geometry_token(net.geometry_encoder, maps[-1], place)
+            text, text_mask = with_token(text, text_mask, token.index_select(0, image_of_prompt))
+        encoded = self.join(prompt_maps[-1], place, text, text_mask)
         queries, found = self.find(encoded, text, text_mask)
         masks = net.mask_decoder(
             decoder_queries=queries,

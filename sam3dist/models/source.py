@@ -14,10 +14,11 @@ def resolve(source: str) -> str:
     """The model that a person means: what `load_teacher` takes, or the run directory of `train`, `tune` or `smoke`.
 
     A run directory stands for the checkpoint that its report names, of a search the best trial's; one that was moved
-    or copied from elsewhere for the same checkpoint in its new place. CheckpointError where it is in neither.
+    or copied from elsewhere for the same checkpoint in its new place. CheckpointError where it is in neither. A
+    network with a report beside it, as `weights` writes, is that network.
     """
     path = Path(source) / "report.json"
-    if not path.is_file():
+    if not path.is_file() or (Path(source) / "config.json").is_file():
         return source
     try:
         report = json.loads(path.read_text())
@@ -38,10 +39,15 @@ def resolve(source: str) -> str:
     )
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def files_sha256(files: Iterable[Path]) -> str:
     """SHA-256 of the names and the content of files, wherever they lie; OSError where one cannot be read."""
     whole = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            whole.update(f"{file.name}\n{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        whole.update(f"{file.name}\n{file_sha256(file)}\n".encode())
     return whole.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from math import lcm
+from math import inf, lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUPS = 8  # of every GroupNorm in the mask decoder
+LARGEST_SIDE = 2048  # that student.image_size may be
 
 
 def build_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter:
@@ -68,7 +69,7 @@ def _shape_image(spec: StudentSpec, config: Any) -> None:
     patch, side = vision.patch_size, spec.image_size
     if side is None or side == vision.image_size:
         return
-    _require_multiple("image_size", side, patch, f"the patch size {patch}")
+    _require_multiple("image_size", side, patch, f"the patch size {patch}", most=LARGEST_SIDE)
     old_grid, old_window, old_learned = vision.image_size // patch, vision.window_size, vision.pretrain_image_size
     grid = side // patch
     vision.image_size = side
@@ -142,8 +143,8 @@ def _scaled(old: int, width: int, old_width: int) -> int:
     return max(1, round(old * width / old_width))
 
 
-def _require_multiple(setting: str, value: int, step: int, reason: str) -> None:
+def _require_multiple(setting: str, value: int, step: int, reason: str, most: float = inf) -> None:
     if value % step:
-        lower, upper = value // step * step, (value // step + 1) * step
-        choice = f"{lower} or {upper}" if lower else str(upper)
+        near = (value // step * step, (value // step + 1) * step)
+        choice = " or ".join(str(number) for number in near if 0 < number <= most)
         raise ConfigError(f"student.{setting}={value} is not a multiple of {reason}; use {choice}.")

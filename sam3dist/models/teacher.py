@@ -11,14 +11,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from transformers import Sam3Config
 
-from sam3dist.errors import CheckpointError, ConfigError
+from sam3dist.errors import CheckpointError, ConfigError, first_line
 from sam3dist.models.checkpoint import (
     assemble,
-    first_line,
     network_root,
     read_config,
     read_segmenter,
 )
+from sam3dist.models.geometry import uses_geometry_token
+from sam3dist.models.hub import gated
 from sam3dist.models.meta_weights import read_meta_checkpoint
 from sam3dist.models.segmenter import Segmenter
 from sam3dist.models.source import files_sha256, resolve
@@ -31,7 +32,12 @@ FILES = ["*.json", "*.safetensors", "merges.txt"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_teacher(source: str | Path, device: str | torch.device = "cpu", precision: str = "auto") -> Segmenter:
+def load_teacher(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    geometry_token: bool | None = None,
+) -> Segmenter:
     """The teacher, frozen and in eval mode, on `device`.
 
     source: "embedded" (ships with the package), a directory (a teacher's, a student's or a training
@@ -39,10 +45,13 @@ def load_teacher(source: str | Path, device: str | torch.device = "cpu", precisi
     CheckpointError.
     precision: "auto" takes bf16 where the device computes it fast, else fp32. In bf16 and fp16 the two towers
     are stored so, too; the small heads stay fp32, because boxes need more digits than bf16 has.
+    geometry_token: whether it is asked as SAM3 was trained (geometry.py); None: where its geometry encoder is trained.
     """
     if precision not in ("auto", "fp32", *DTYPES):
         raise ConfigError(f"teacher.precision={precision} is unknown; use auto, fp32, bf16 or fp16.")
-    return in_precision(_read(source).to(device).requires_grad_(False).eval(), precision)
+    teacher = _read(source)
+    teacher.geometry_token = uses_geometry_token(teacher.net.config, geometry_token)
+    return in_precision(teacher.to(device).requires_grad_(False).eval(), precision)
 
 
 def teacher_config(source: str | Path) -> Sam3Config:
@@ -72,7 +81,10 @@ def fingerprint(source: str | Path) -> str:
 def network_files(source: str | Path) -> list[Path]:
     """The files that make up the network at a source, downloaded where it is a Hugging Face id."""
     root = located_network(source)
-    return [root] if root.is_file() else sorted(file for pattern in FILES for file in root.glob(pattern))
+    if root.is_file():
+        return [root]
+    # The report of `weights` lies beside the network but says when it was made.
+    return sorted(file for pattern in FILES for file in root.glob(pattern) if file.name != "report.json")
 
 
 def in_precision(teacher: Segmenter, precision: str) -> Segmenter:
@@ -98,7 +110,7 @@ def computes_bf16_fast(device: torch.device) -> bool:
 
 def located_network(source: str | Path, files: list[str] = FILES) -> Path:
     """The directory of a network, or Meta's file; these files of a Hugging Face id are downloaded once."""
-    path, local = _located(source)
+    path, local = located(source)
     if local and path.is_file():
         return path
     return network_root(path if local else _download(str(source), files))
@@ -111,7 +123,7 @@ def _read(source: str | Path) -> Segmenter:
     return read_segmenter(str(path))
 
 
-def _located(source: str | Path) -> tuple[Path, bool]:
+def located(source: str | Path) -> tuple[Path, bool]:
     """The directory or Meta's file, and True; or False for a Hugging Face id. CheckpointError for anything else."""
     path = EMBEDDED if source == "embedded" else Path(resolve(str(source))).expanduser()
     if source == "embedded" or path.is_dir():
@@ -132,9 +144,7 @@ def _download(hub_id: str, patterns: list[str]) -> str:
     try:
         return snapshot_download(hub_id, allow_patterns=patterns)
     except GatedRepoError as error:
-        raise CheckpointError(
-            f"{hub_id} asks you to accept its licence; do so on its page, then run `hf auth login`."
-        ) from error
+        raise CheckpointError(gated(hub_id)) from error
     except Exception as error:  # the client raises errors of several libraries
         raise CheckpointError(
             f"{hub_id}: there is no such directory, and as a Hugging Face id it could not be downloaded "

@@ -58,6 +58,8 @@ class Identity:
     features: tuple[str, ...]
     """Feature maps stored; a run may ask for fewer."""
     codec: int = CODEC_VERSION
+    geometry_token: bool = False
+    """Whether a SAM3 was asked as it was trained (models/geometry.py); older stores hold answers without."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def require_same(folder: Path, wanted: Identity, source: str) -> Identity:
         "data": f"answers other shards (content {found.data[:12]}) than data.train (content {wanted.data[:12]})",
         "teacher": f"holds the answers of another teacher ({found.teacher[:12]}) than {source} ({wanted.teacher[:12]})",
         "image_size": f"holds answers at {found.image_size} pixels, this teacher sees {wanted.image_size}",
+        "geometry_token": f"holds answers {_asked(found)}, this run asks {_asked(wanted)}",
     }
     way_out = "give another directory in teacher.answers, or remove it, and run `sam3dist teach`."
     for name, reason in reasons.items():
@@ -164,6 +167,10 @@ def require_same(folder: Path, wanted: Identity, source: str) -> Identity:
             f"{folder}: holds no {' and '.join(missing)} features, which distillation.gamma weighs; {way_out}"
         )
     return found
+
+
+def _asked(identity: Identity) -> str:
+    return "with the geometry token" if identity.geometry_token else "without the geometry token"
 
 
 def read_identity(folder: Path) -> Identity | None:

@@ -49,6 +49,8 @@ class Known:
     """SHA-256 of the files that decide its answers, the same wherever they lie."""
     image_size: int
     feature_names: tuple[str, ...]
+    geometry_token: bool = False
+    """Whether it is asked with the token of SAM3's geometry encoder."""
 
 
 def open_teacher(teacher: TeacherConfig, device: str | torch.device) -> Teacher:
@@ -67,7 +69,7 @@ def open_teacher(teacher: TeacherConfig, device: str | torch.device) -> Teacher:
         return load_sam(teacher.source, teacher.adapter, device, teacher.precision)
     from sam3dist.models.teacher import load_teacher
 
-    return Sam3Teacher(load_teacher(teacher.source, device, teacher.precision))
+    return Sam3Teacher(load_teacher(teacher.source, device, teacher.precision, teacher.geometry_token))
 
 
 def known_of(teacher: TeacherConfig) -> Known:
@@ -79,6 +81,7 @@ def known_of(teacher: TeacherConfig) -> Known:
     if foreign is not None:
         return _known_foreign(foreign, teacher.source)
     # Here, for the sake of drivers that need none: the libraries of networks take ten seconds to load.
+    from sam3dist.models.geometry import uses_geometry_token
     from sam3dist.models.teacher import fingerprint, teacher_config
 
     if _is_sam(teacher):
@@ -86,8 +89,9 @@ def known_of(teacher: TeacherConfig) -> Known:
 
         side = sam_image_size(sam_config(teacher.source))
         return Known(sam_fingerprint(teacher.source, teacher.adapter), side, SamTeacher.feature_names)
-    side = int(teacher_config(teacher.source).image_size)
-    return Known(fingerprint(teacher.source), side, Sam3Teacher.feature_names)
+    config = teacher_config(teacher.source)
+    token = uses_geometry_token(config, teacher.geometry_token)
+    return Known(fingerprint(teacher.source), int(config.image_size), Sam3Teacher.feature_names, token)
 
 
 def teacher_fingerprint(teacher: TeacherConfig) -> str:
@@ -125,6 +129,7 @@ def foreign_maker(teacher: TeacherConfig) -> Callable[..., Any] | None:
     if found is None:
         return None
     _refuse_adapter(teacher)
+    _refuse_geometry_token(teacher)
     file, name = found
     where = f"teacher.source={teacher.source}"
     if not file.is_file():
@@ -173,6 +178,7 @@ def _is_sam(teacher: TeacherConfig) -> bool:
     from sam3dist.models.teacher import model_type
 
     if model_type(teacher.source) == "sam":
+        _refuse_geometry_token(teacher)
         return True
     _refuse_adapter(teacher)
     return False
@@ -183,6 +189,13 @@ def _refuse_adapter(teacher: TeacherConfig) -> None:
         raise ConfigError(
             f"teacher.adapter={teacher.adapter}: {teacher.source} is no SAM (1), and only those take an adapter; "
             "set it to null."
+        )
+
+
+def _refuse_geometry_token(teacher: TeacherConfig) -> None:
+    if teacher.geometry_token:
+        raise ConfigError(
+            f"teacher.geometry_token=true: {teacher.source} is no SAM3, and only those have one; set it to null."
         )
 
 

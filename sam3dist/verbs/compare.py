@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     config = settings("compare", overrides, TAKES)
     open_shards(options.shards)  # a wrong path shows before minutes of loading
     student = load(options.student)
-    teacher = load(options.teacher, config.teacher.precision)
+    teacher = load(options.teacher, config.teacher.precision, config.teacher.geometry_token)
     directory = run_dir(config, "compare", options.student, options.teacher, options.shards)
     found, drawn = compared(student, teacher, options.shards, config, directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     config = settings("eval", overrides, EVAL_TAKES)
     shards = open_shards(options.shards)
     rejects = Rejects()
-    model = load(options.checkpoint, config.teacher.precision)
+    model = load(options.checkpoint, config.teacher.precision, config.teacher.geometry_token)
     loaded = time.perf_counter()
     batches = evaluation_batches(
         shards,

@@ -10,7 +10,7 @@ from pathlib import Path
 from sam3dist.errors import ConfigError
 from sam3dist.verbs.grammar import Overrides, Verb, run_dir, settings, slug
 
-TAKES = ("eval.threshold", "data.max_pixels", "teacher.precision", "run.dir")
+TAKES = ("eval.threshold", "data.max_pixels", "teacher.precision", "teacher.geometry_token", "run.dir")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     if not all(phrases):
         raise ConfigError('predict: a PHRASE is empty; give what to look for, as in "yellow fish".')
     image = read_picture(options.image, config.data.max_pixels)
-    model = load(options.checkpoint, config.teacher.precision)
+    model = load(options.checkpoint, config.teacher.precision, config.teacher.geometry_token)
     found = predict(model, image, phrases, config.eval.threshold)
 
     directory = run_dir(config, "predict", options.checkpoint, str(Path(options.image).with_suffix("")))
@@ -80,7 +80,7 @@ VERB = Verb(
     name="predict",
     summary="find what phrases name in an image: a picture of it and COCO RLE JSON",
     details="The picture shows every instance in a colour of its own with its phrase and score; the JSON is a COCO\n"
-    f"document with `phrase` and `score` for each annotation. Keys: {', '.join(TAKES)}.",
+    f"document with `phrase` and `score` for each annotation.\nKeys: {', '.join(TAKES)}.",
     examples=(
         'sam3dist predict runs/train-small reef.jpg "yellow fish"',
         'sam3dist predict embedded street.png "red car" "person on a bicycle" eval.threshold=0.3',

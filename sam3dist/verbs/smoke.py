@@ -44,7 +44,8 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     started = time.perf_counter()
     search = with_search_overrides(load_search(SPACE), {"teacher.mode": "stored", **overrides})
     directory = Path(search.base().run.dir or "runs/smoke").resolve()
-    teacher = load(search.base().teacher.source, search.base().teacher.precision)
+    asked = search.base().teacher
+    teacher = load(asked.source, asked.precision, asked.geometry_token)
     made = {"teacher.answers": str(directory / "answers"), **overrides, **scenes(search.base(), directory / "scenes")}
     search = with_search_overrides(search, made)
     clear_finished(directory)

@@ -14,6 +14,7 @@ KEYS = {
     "eval": {"metrics", "num_pairs", "num_positive", "num_negative"},
     "compare": COMPARISON,
     "predict": set(),
+    "weights": {"source", "checkpoint", "parameters", "dtype", "bytes", "sha256", "left_out"},
     "tune": SEARCH,
     "smoke": SEARCH | COMPARISON,
 }

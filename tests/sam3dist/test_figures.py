@@ -13,7 +13,7 @@ DATA = SimpleNamespace(max_pixels=10**7)
 
 def run_config(teacher: Path, figures: int) -> SimpleNamespace:
     return SimpleNamespace(
-        teacher=SimpleNamespace(source=str(teacher), precision="fp32"),
+        teacher=SimpleNamespace(source=str(teacher), precision="fp32", geometry_token=None),
         student=SimpleNamespace(like=None),
         run=SimpleNamespace(figures=figures),
         data=DATA,

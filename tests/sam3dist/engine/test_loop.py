@@ -204,10 +204,14 @@ def test_labels_alone_need_no_teacher(tiny_teacher: Segmenter, tmp_path: Path):
     assert report.step == 1
 
 
-def test_a_nan_is_named_and_never_reaches_the_weights(tiny_teacher: Segmenter, tmp_path: Path):
-    config = settings()
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("part", ["detr_decoder.layers.1.mlp.fc2", "vision_encoder.backbone.layers.0.attention.v_proj"])
+def test_a_nan_is_named_and_never_reaches_the_weights(
+    tiny_teacher: Segmenter, tmp_path: Path, part: str, recompute: bool
+):
+    config = settings(optim={"gradient_checkpointing": recompute})
     pupil = pupil_of(tiny_teacher, config)
-    broken = "student.net.detr_decoder.layers.1.mlp.fc2"
+    broken = f"student.net.{part}"
     with torch.no_grad():
         pupil.get_submodule(broken).weight[0, 0] = torch.nan
     before = {name: value.clone() for name, value in pupil.state_dict().items()}

@@ -20,7 +20,7 @@ from sam3dist.models.teacher import in_precision, load_teacher, teacher_config
 
 
 def test_a_directory_gives_a_frozen_teacher_in_eval_mode(tiny_teacher_dir, tiny_teacher, make_batch):
-    teacher = load_teacher(str(tiny_teacher_dir))
+    teacher = load_teacher(str(tiny_teacher_dir), geometry_token=False)
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(segment(teacher, make_batch()).boxes, segment(tiny_teacher, make_batch()).boxes.detach())
@@ -106,8 +106,9 @@ def test_the_detector_inside_the_published_video_model_is_found(tiny_teacher_dir
     weights = {f"detector_model.{name}": value for name, value in load_file(tmp_path / "model.safetensors").items()}
     weights |= {"tracker_model.mask_decoder.weight": torch.ones(2), "tracker_neck.weight": torch.ones(2)}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    teacher = load_teacher(tmp_path)
+    teacher = load_teacher(tmp_path, geometry_token=False)
     assert torch.equal(segment(teacher, make_batch()).boxes, segment(tiny_teacher, make_batch()).boxes.detach())
+    assert load_teacher(tmp_path).geometry_token
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "sam3"])
@@ -139,4 +140,5 @@ def test_embedded_is_the_directory_in_the_package(tiny_teacher, make_batch, tmp_
     assert teacher_module.EMBEDDED.parts[-4:] == ("sam3dist", "data", "samples", "teacher")
     monkeypatch.setattr(teacher_module, "EMBEDDED", tmp_path)
     save_segmenter(tiny_teacher, tmp_path)
-    assert torch.equal(segment(load_teacher("embedded"), make_batch()).boxes, segment(tiny_teacher, make_batch()).boxes)
+    teacher = load_teacher("embedded", geometry_token=False)
+    assert torch.equal(segment(teacher, make_batch()).boxes, segment(tiny_teacher, make_batch()).boxes)

@@ -14,12 +14,13 @@ from sam3dist.answers import imitable
 from sam3dist.config.distill import DistillConfig
 from sam3dist.errors import CheckpointError, ResourceError
 from sam3dist.losses import distillation_loss
+from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.segmenter import Segmenter, segment
 from sam3dist.strategies.processes import any_rank, own_device, sum_over_ranks
 from sam3dist.strategies.protocol import Strategy, make_strategy
 from sam3dist.types import PromptBatch
 from tests.conftest import random_batch
-from tests.sam3dist.runs import pupil_of, settings
+from tests.sam3dist.runs import assert_same_weights, pupil_of, run, settings
 from tests.sam3dist.strategies.two_ranks import STRATEGIES, without_instances
 
 CPU = torch.device("cpu")
@@ -148,6 +149,26 @@ def test_what_is_saved_goes_on_as_if_it_had_not_stopped(kind: dict[str, Any], ti
     expected, found = state_of(first), state_of(second)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_recomputed_layers_are_trained_to_the_same_weights(
+    kind: dict[str, Any], tiny_teacher: Segmenter, tmp_path: Path
+):
+    trained: dict[bool, dict[str, Tensor]] = {}
+    calls: dict[bool, int] = {}
+    start = pupil_of(tiny_teacher, config_of(kind)).student.state_dict()
+    for recompute in (False, True):
+        config = config_of(kind, steps=2, gradient_checkpointing=recompute)
+        pupil = pupil_of(tiny_teacher, config)
+        counted: list[int] = []
+        pupil.student.net.vision_encoder.backbone.layers[0].attention.register_forward_hook(
+            lambda module, *_, counted=counted: counted.append(1) if module.training else None
+        )
+        run(config, tiny_teacher, tmp_path / str(recompute), pupil=pupil)
+        trained[recompute] = load_segmenter(tmp_path / str(recompute) / "step-00000002").state_dict()
+        calls[recompute] = len(counted)
+    assert calls == {False: 2, True: 4}
+    assert_same_weights(trained[True], trained[False], start)
 
 
 def test_nothing_to_load_is_a_checkpoint_error(kind: dict[str, Any], tiny_teacher: Segmenter, tmp_path: Path):

@@ -61,6 +61,7 @@ def test_a_store_of_the_same_is_opened(tmp_path: Path):
         ({"teacher": "c" * 64}, "holds the answers of another teacher (aaaaaaaaaaaa) than mine (cccccccccccc)"),
         ({"data": "c" * 64}, "answers other shards (content bbbbbbbbbbbb) than data.train (content cccccccccccc)"),
         ({"image_size": 1008}, "holds answers at 96 pixels, this teacher sees 1008"),
+        ({"geometry_token": True}, "holds answers without the geometry token, this run asks with the geometry token"),
         ({"codec": 99}, "of the codec, this program reads 99"),
         ({"precision": "fp32"}, "holds answers in auto, not fp32"),
     ],
@@ -82,6 +83,15 @@ def test_features_that_were_not_stored_are_missed(tmp_path: Path):
 
 def test_answers_in_any_precision_serve_who_asks_for_none(tmp_path: Path):
     assert open_answers(complete(tmp_path, replace(WHOLE, precision="bf16")), WHOLE, "embedded")
+
+
+def test_a_store_from_before_there_was_a_geometry_token_holds_answers_without(tmp_path: Path):
+    known = json.loads((complete(tmp_path) / STORE).read_text())
+    del known["geometry_token"]
+    write_json(tmp_path / STORE, known)
+    assert open_answers(tmp_path, WHOLE, "embedded")
+    with pytest.raises(DataError, match="holds answers without the geometry token"):
+        open_answers(tmp_path, replace(WHOLE, geometry_token=True), "facebook/sam3")
 
 
 def test_an_unfinished_store_is_not_read(tmp_path: Path):

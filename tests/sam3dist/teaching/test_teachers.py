@@ -83,12 +83,15 @@ def flip(file: Path) -> None:
 def test_a_network_of_sam3_answers_as_it_does_itself(tiny_teacher_dir, tiny_teacher, make_batch):
     config = TeacherConfig(source=str(tiny_teacher_dir))
     teacher = open_teacher(config, "cpu")
+    tiny_teacher.geometry_token = True
     assert (teacher.image_size, teacher.feature_names) == (112, ("vision", "encoder"))
     with torch.no_grad():
         said, expected = teacher(make_batch()), segment(tiny_teacher, make_batch())
     assert torch.equal(said.mask_logits, expected.mask_logits)
     known = known_of(config)
     assert (known.image_size, known.feature_names) == (112, tuple(said.features))
+    assert known.geometry_token
+    assert not known_of(TeacherConfig(source=str(tiny_teacher_dir), geometry_token=False)).geometry_token
 
 
 def test_a_sam_is_known_by_its_files(tmp_path):
@@ -171,6 +174,14 @@ def test_an_adapter_is_for_sam_only(foreign, tiny_teacher_dir):
         config = TeacherConfig(source=source, adapter="there")
         for ask in (lambda given: open_teacher(given, "cpu"), known_of):
             with pytest.raises(ConfigError, match=r"teacher\.adapter=there: .* is no SAM"):
+                ask(config)
+
+
+def test_a_geometry_token_is_for_sam3_only(foreign, tmp_path):
+    for source in (str(save_tiny_sam(tmp_path)), str(foreign) + ":Halves"):
+        config = TeacherConfig(source=source, geometry_token=True)
+        for ask in (known_of, lambda config: open_teacher(config, "cpu")):
+            with pytest.raises(ConfigError, match=r"teacher\.geometry_token=true: .* is no SAM3"):
                 ask(config)
 
 
