@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Sam3Config, Sam3Model
+from transformers import Sam3Config
+
+from sam3dist.models.network import build_network
 
 GROUP = 32  # int4 weights that share one fp16 scale, as in ExecuTorch's 8da4w
 
@@ -20,13 +22,13 @@ class ModelSize:
 
 
 def model_size(config: Sam3Config) -> ModelSize:
-    """The size of a Sam3Model of this configuration, counted on the meta device: no memory, about 0.1 s.
+    """The size of a network of this configuration, counted on the meta device: no memory, about 0.1 s.
 
     int8: matrices and kernels at 8 bits with an fp16 scale per output channel. int4: linear layers and
     embeddings at 4 bits with an fp16 scale per 32 weights, kernels as in int8. All else stays fp16.
     """
     with torch.device("meta"):
-        net = Sam3Model(config)
+        net = build_network(config)
     total = sum(parameter.numel() for parameter in net.parameters())
     bits = dict.fromkeys(("int8", "int4"), 0)
     for module in net.modules():

@@ -30,7 +30,7 @@ def load_tokenizer(dir_or_id: str | Path) -> PreTrainedTokenizerBase:
     Raises CheckpointError when there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(dir_or_id))
+        return AutoTokenizer.from_pretrained(str(dir_or_id), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{dir_or_id}: no tokenizer could be loaded ({first_line}).") from error
