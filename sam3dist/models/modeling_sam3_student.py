@@ -205,12 +205,11 @@ class Sam3StudentModel(Sam3Model):
         positions stretch with the row), every row is made as long as its positions, filled up with the end token.
         """
         length = input_ids.shape[1]
-        if isinstance(self.text_encoder, Sam3LiteTextTextModel):
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
-            text: Any = self.config.text_config
-            more = (0, text.max_position_embeddings - length)
-            attention_mask = F.pad(attention_mask, more)
+        text: Any = self.config.text_config
+        missing = text.max_position_embeddings - length
+        if isinstance(self.text_encoder, Sam3LiteTextTextModel) and (missing or attention_mask is not None):
+            more = (0, missing)
+            attention_mask = F.pad(torch.ones_like(input_ids) if attention_mask is None else attention_mask, more)
             input_ids = F.pad(input_ids, more).masked_fill(attention_mask == 0, text.vocab_size - 1)
         read = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
         read.last_hidden_state = read.last_hidden_state[:, :length]

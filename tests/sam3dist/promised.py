@@ -14,6 +14,7 @@ KEYS = {
     "eval": {"metrics", "num_pairs", "num_positive", "num_negative"},
     "compare": COMPARISON,
     "predict": set(),
+    "sizes": {"compositions"},
     "tune": SEARCH,
     "smoke": SEARCH | COMPARISON,
 }
