@@ -15,7 +15,7 @@ from transformers.utils import logging
 from sam3dist.errors import CheckpointError
 from sam3dist.models.network import MODEL_TYPES, as_config, network_class
 from sam3dist.models.segmenter import Segmenter
-from sam3dist.models.text import load_tokenizer
+from sam3dist.models.text import load_tokenizer, text_rule
 
 
 def save_segmenter(segmenter: Segmenter, directory: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -108,6 +108,12 @@ def assemble(net: Sam3Model, tokenizer: Any, source: object) -> Segmenter:
         raise CheckpointError(
             f"{source}: the tokenizer has {len(tokenizer)} ids but the text tower {config.vocab_size}; "
             "its tokenizer files are missing or belong to another model."
+        )
+    end = text_rule(net.config).end
+    if tokenizer.eos_token_id != end:
+        raise CheckpointError(
+            f"{source}: the tokenizer ends phrases with id {tokenizer.eos_token_id} but the text tower with {end}; "
+            "its tokenizer files belong to another model."
         )
     return Segmenter(net, tokenizer).eval()
 

@@ -28,7 +28,7 @@ from transformers.models.sam3.modeling_sam3 import (
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextEncoderLayer
 
 from sam3dist.models.network import grid_of
-from sam3dist.models.text import tokenize
+from sam3dist.models.text import text_rule, tokenize
 from sam3dist.types import LayerOutputs, PromptBatch, SegOutputs
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class Segmenter(nn.Module):
     @property
     def max_tokens(self) -> int:
         """Tokens of the longest phrase the text tower reads; longer ones are cut."""
-        config: Any = self.net.config.text_config
-        return int(config.max_position_embeddings)
+        return text_rule(self.net.config).context
 
     @property
     def feature_widths(self) -> dict[str, int]:

@@ -137,9 +137,9 @@ def load_text_tower(tower: nn.Module, name: str, weights: str) -> None:
 
         state = from_open_clip(load_state_dict(str(path), device="cpu", weights_only=True), tower)
         own = tower.state_dict()
-        missing = next((key for key in own if key not in state and "projection" not in key), None)
-        if missing is not None:
-            raise CheckpointError(f"it has no {missing}")
+        wrong = sorted({key for key in own if "projection" not in key} ^ state.keys())
+        if wrong:
+            raise CheckpointError(f"another architecture: {', '.join(wrong[:3])}")
         tower.load_state_dict(state, strict=False)
     except Exception as error:  # the hub's client, torch and open_clip each raise their own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
