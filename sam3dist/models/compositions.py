@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,5 @@ def text_words(config: Sam3Config) -> str:
 
 @cache
 def _counted(content: str) -> tuple[ModelSize, dict[str, float]]:
-    import json
-
     config = as_config(json.loads(content))
     return model_size(config), gigaflops(config)

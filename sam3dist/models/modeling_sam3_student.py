@@ -125,6 +125,8 @@ class TimmVisionEncoder(PreTrainedModel):
         super().__init__(config)
         import timm  # here, so that networks with SAM3's own ViT need none
 
+        if not timm.is_model(config.backbone):  # timm would fetch names like hf-hub:... from elsewhere
+            raise ValueError(f"backbone={config.backbone!r}: timm has no such network.")
         backbone: Any = timm.create_model(config.backbone, features_only=True)
         info = backbone.feature_info
         self.backbone = backbone

@@ -8,6 +8,8 @@ from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Sam3Config
 
 from sam3dist.errors import ConfigError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUPS = 8  # of every GroupNorm in the mask decoder
+NAMING = ("model_type", "architectures", "auto_map")
+"""Keys of a configuration that say by which class it is built."""
 
 
 def build_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter:
@@ -43,12 +47,25 @@ def build_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter
         share = sum(net.get_parameter(name).numel() for name in inherited.fresh) / net.num_parameters()
         if share > 0.5 and spec.backbone is None and spec.text_tower in (None, "clip"):
             log.warning("student.init=teacher: %.0f %% of the parameters do not fit and start random.", 100 * share)
+    if spec.init != "random":
+        _inherit_statistics(net, teacher.net)
     if spec.backbone_weights is not None:
         load_backbone(net.vision_encoder.backbone, str(spec.backbone), spec.backbone_weights)
     if spec.text_weights is not None:
         load_text_tower(net.text_encoder, str(spec.text_tower), spec.text_weights)
     freeze_unused(net)
     return Segmenter(net, teacher.tokenizer).train()
+
+
+@torch.no_grad()
+def _inherit_statistics(net: nn.Module, teacher: nn.Module) -> None:
+    """Copy what the teacher's BatchNorms have counted, where the student has the same ones."""
+    theirs = dict(teacher.named_modules())
+    for name, part in net.named_modules():
+        source = theirs.get(name)
+        if isinstance(part, _BatchNorm) and isinstance(source, _BatchNorm) and part.num_features == source.num_features:
+            for own, other in zip(part.buffers(), source.buffers(), strict=True):
+                own.copy_(other)
 
 
 def student_config(spec: StudentSpec, teacher_config: Sam3Config) -> Sam3Config:
@@ -76,10 +93,6 @@ def student_config(spec: StudentSpec, teacher_config: Sam3Config) -> Sam3Config:
     stock = not has_backbone(config) and config.text_config.model_type == CAUSAL
     content = {key: value for key, value in config.to_dict().items() if key not in NAMING}
     return (Sam3Config if stock else Sam3StudentConfig)(**content)
-
-
-NAMING = ("model_type", "architectures", "auto_map")
-"""Keys of a configuration that say by which class it is built."""
 
 
 def _require_backbone_for(spec: StudentSpec, inherited: bool) -> None:

@@ -17,7 +17,7 @@ from sam3dist.config.distill import StudentSpec
 from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.imitation import feature_loss
 from sam3dist.models.checkpoint import load_segmenter, read_config, save_segmenter
-from sam3dist.models.modeling_sam3_student import Sam3StudentModel
+from sam3dist.models.modeling_sam3_student import Sam3StudentModel, TimmVisionConfig, TimmVisionEncoder
 from sam3dist.models.segmenter import Pupil, freeze_unused, segment
 from sam3dist.models.size import model_size
 from sam3dist.models.student import build_student, student_config
@@ -114,10 +114,13 @@ def test_everything_behind_the_neck_comes_from_the_teacher(tiny_teacher):
 
 
 def test_a_mobile_student_can_be_the_teacher_of_the_next(tiny_teacher, make_batch):
-    first = student_of(tiny_teacher, backbone=TINY, text_tower="lite", **LITE).eval()
-    copy = student_of(first).eval()
+    first = student_of(tiny_teacher, backbone=TINY, text_tower="lite", **LITE)
+    segment(first, make_batch())  # its BatchNorms count
+    copy = student_of(first.eval()).eval()
     assert copy.net.config.to_dict() == first.net.config.to_dict()
-    assert dict(copy.net.named_parameters()).keys() == dict(first.net.named_parameters()).keys()
+    with torch.no_grad():
+        for ours, theirs in zip(parts(segment(copy, make_batch())), parts(segment(first, make_batch())), strict=True):
+            assert torch.equal(ours, theirs)
     vit = student_of(tiny_teacher, vision_width=16)
     assert type(vit.net) is Sam3Model
 
@@ -242,6 +245,11 @@ def test_a_process_with_transformers_alone_answers_the_same(tiny_teacher, make_b
             strict=True,
         ):
             assert_close(theirs.view_as(answer[key]), answer[key], rtol=1e-4, atol=1e-4)
+
+
+def test_a_configuration_cannot_make_timm_fetch_a_backbone():
+    with pytest.raises(ValueError, match="timm has no such network"):
+        TimmVisionEncoder(TimmVisionConfig(backbone="hf-hub:someone/something"))
 
 
 def test_loading_never_runs_code_that_lies_in_the_directory(tiny_teacher, tmp_path):
