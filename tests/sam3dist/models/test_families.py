@@ -21,6 +21,7 @@ from sam3dist.models.modeling_sam3_student import Sam3StudentModel, TimmVisionCo
 from sam3dist.models.segmenter import Pupil, freeze_unused, segment
 from sam3dist.models.size import model_size
 from sam3dist.models.student import build_student, student_config
+from sam3dist.models.teacher import in_precision
 
 TINY = "mobilenetv4_conv_small_050"
 BACKBONES = ("repvit_m0_9", "tiny_vit_5m_224", "efficientvit_b0", "mobilenetv4_conv_medium", "fastvit_t8")
@@ -123,6 +124,16 @@ def test_a_mobile_student_can_be_the_teacher_of_the_next(tiny_teacher, make_batc
             assert torch.equal(ours, theirs)
     vit = student_of(tiny_teacher, vision_width=16)
     assert type(vit.net) is Sam3Model
+
+
+@pytest.mark.parametrize("backbone", [TINY, "tiny_vit_5m_224"])
+def test_a_mobile_teacher_answers_in_bf16(backbone, tiny_teacher, make_batch):
+    teacher = student_of(tiny_teacher, backbone=backbone, image_size=64, text_tower="repmixer", **LITE).eval()
+    with torch.no_grad():
+        exact = segment(teacher, make_batch())
+        rounded = segment(in_precision(teacher, "bf16"), make_batch())
+    assert_close(rounded.boxes, exact.boxes, rtol=0, atol=0.02)
+    assert not torch.equal(rounded.mask_logits, exact.mask_logits)
 
 
 def test_only_the_projection_of_the_text_tower_is_frozen(tiny_teacher):
