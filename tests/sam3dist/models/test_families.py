@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModel, Sam3Config, Sam3Model
 
+from sam3dist.answers import decoded, imitable
 from sam3dist.config.distill import StudentSpec
 from sam3dist.errors import CheckpointError, ConfigError
 from sam3dist.imitation import feature_loss
@@ -22,6 +23,7 @@ from sam3dist.models.segmenter import Pupil, freeze_unused, segment
 from sam3dist.models.size import model_size
 from sam3dist.models.student import build_student, student_config
 from sam3dist.models.teacher import in_precision
+from sam3dist.teaching.codec import decode_answer, decode_maps, encode_answers, encode_maps, stack_answers
 
 TINY = "mobilenetv4_conv_small_050"
 BACKBONES = ("repvit_m0_9", "tiny_vit_5m_224", "efficientvit_b0", "mobilenetv4_conv_medium", "fastvit_t8")
@@ -97,6 +99,12 @@ def test_features_on_another_grid_are_compared_on_the_teachers(tiny_teacher, mak
     assert taught["vision"].shape == (2, 32, 8, 8)
     feature_loss(found, taught, ("vision", "encoder"))[0].backward()
     assert student.net.vision_encoder.backbone.conv_stem.weight.grad.any()
+
+    names = ("vision", "encoder")
+    said = imitable(segment(tiny_teacher, batch), names)
+    coded = {name: [decode_maps(data) for data in encode_maps(said.features[name])] for name in names}
+    stored = decoded(stack_answers([decode_answer(data) for data in encode_answers(said)], coded), names)
+    assert_close(feature_loss(found, stored.features, names), feature_loss(found, taught, names), rtol=0.05, atol=0)
 
     flat = {"vision": torch.full((2, 32, 6, 6), 3.0)}
     _, shares = feature_loss(flat, taught, ("vision",))
