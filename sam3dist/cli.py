@@ -10,7 +10,20 @@ from collections.abc import Sequence
 
 from sam3dist import __version__
 from sam3dist.errors import ConfigError, in_one_line
-from sam3dist.verbs import compare, config, evaluate, predict, prepare, smoke, submit, teach, train, tune, weights
+from sam3dist.verbs import (
+    compare,
+    config,
+    evaluate,
+    predict,
+    prepare,
+    sizes,
+    smoke,
+    submit,
+    teach,
+    train,
+    tune,
+    weights,
+)
 from sam3dist.verbs.grammar import Parser, Verb, split
 
 VERBS: tuple[Verb, ...] = (
@@ -24,6 +37,7 @@ VERBS: tuple[Verb, ...] = (
     predict.VERB,
     weights.VERB,
     config.VERB,
+    sizes.VERB,
     submit.VERB,
 )
 

@@ -56,6 +56,7 @@ TITLES = {
     "compare": "Student against teacher",
     "predict": "Prediction",
     "weights": "Weights",
+    "sizes": "Sizes of students",
 }
 
 REJECTED = {
@@ -168,6 +169,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
             for phrase in report["found"]
         ]
         yield Table("Found", ["phrase", "instances", "scores"], rows)
+    if "compositions" in report:
+        yield _compositions(report["compositions"])
 
 
 def _trials(report: Mapping[str, Any]) -> Table:
@@ -191,6 +194,26 @@ def _trials(report: Mapping[str, Any]) -> Table:
     marked = frozenset(index for index, trial in enumerate(trials) if trial["trial"] in on_front)
     note = "Highlighted: on the Pareto front, so no other trial is better and smaller."
     return Table("Trials", columns, rows, marked, note)
+
+
+def _compositions(students: list[Mapping[str, Any]]) -> Table:
+    """One student a row: what it is made of, its parameters by part, its megabytes and its operations."""
+    sides, parts, kinds = ("name", "vision", "text"), ("vision", "text", "head"), ("fp32", "fp16", "int8", "int4")
+    rows = [
+        [
+            *(str(one[side]) for side in sides),
+            shown(one["image_size"]),
+            *(shown(one["size"]["parts"][part]) for part in parts),
+            shown(one["size"]["params_millions"]),
+            *(shown(one["size"]["megabytes"][kind]) for kind in kinds),
+            *(shown(one["gigaflops"][part]) for part in parts),
+        ]
+        for one in students
+    ]
+    columns = ["student", "vision", "text", "pixels", *(f"{part} (M)" for part in parts), "total (M)"]
+    columns += [*(f"{kind} (MB)" for kind in kinds), *(f"{part} (GFLOPs)" for part in parts)]
+    marked = frozenset(index for index, one in enumerate(students) if any(one["under_50_mb"].values()))
+    return Table("Students", columns, rows, marked, note="Highlighted: under 50 MB in int8 or int4.")
 
 
 def settings(report: Mapping[str, Any], run_dir: Path) -> Iterator[tuple[str, str]]:

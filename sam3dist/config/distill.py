@@ -43,7 +43,17 @@ class StudentSpec(Settings):
     """The student's shape. None keeps what the teacher has, so an empty spec is a copy of the teacher."""
 
     image_size: int | None = Field(None, ge=28, le=2048)
-    """Side of the square input in pixels; a multiple of the patch size."""
+    """Side of the square input in pixels; a multiple of the patch size, with a backbone of 32, and then null is the
+    multiple nearest to the teacher's."""
+    backbone: str | None = None
+    """A timm network in place of the teacher's vision transformer, such as repvit_m1_1, tiny_vit_11m_224,
+    efficientvit_b1, mobilenetv4_conv_medium or fastvit_sa12; null keeps the transformer, shaped by vision_*."""
+    backbone_weights: str | None = None
+    """Where the backbone starts: "pretrained" is what timm publishes for it, else a file of timm's; null draws it
+    at random."""
+    neck: Literal["pyramid", "sam3"] | None = None
+    """What makes three levels of the backbone's maps: pyramid (the default of a backbone) adds up all of them, sam3
+    widens the deepest to the teacher's own neck, at 17 million parameters more."""
     vision_width: int | None = Field(None, ge=8, le=4096)
     """Channels of the vision transformer."""
     vision_depth: int | None = Field(None, ge=1, le=128)
@@ -66,6 +76,13 @@ class StudentSpec(Settings):
     """Channels of the text encoder."""
     text_depth: int | None = Field(None, ge=1, le=48)
     """Layers of the text encoder."""
+    text_tower: str | None = None
+    """Kind of text encoder: clip is the teacher's, causal; lite reads in both directions; repmixer is lite with
+    convolutions in its first and last layer, as in MobileCLIP-S0 (of both, text_width is by default 512 and text_depth
+    6); or the name of a MobileCLIP of open_clip, such as MobileCLIP2-S0. Null keeps the teacher's."""
+    text_weights: str | None = None
+    """Where a text tower of open_clip starts: a tag that open_clip publishes, or a checkpoint of such a model; null
+    draws it at random."""
     like: str | None = None
     """Network of SAM3's architecture that the nulls here and init=teacher mean; None is teacher.source itself. For
     teachers of another architecture, whose answers are stored."""

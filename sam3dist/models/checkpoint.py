@@ -13,8 +13,9 @@ from transformers import PreTrainedConfig, Sam3Config, Sam3ImageProcessor, Sam3M
 from transformers.utils import logging
 
 from sam3dist.errors import CheckpointError, first_line
+from sam3dist.models.network import MODEL_TYPES, as_config, network_class
 from sam3dist.models.segmenter import Segmenter
-from sam3dist.models.text import load_tokenizer
+from sam3dist.models.text import load_tokenizer, text_rule
 
 
 def save_segmenter(
@@ -25,7 +26,8 @@ def save_segmenter(
 ) -> None:
     """Write config.json, model.safetensors, the tokenizer and the settings of the processor.
 
-    That is all that transformers' own Sam3Processor and Sam3Model need to answer as this segmenter does.
+    That is all that transformers' own Sam3Processor and Sam3Model need to answer as this segmenter does; a network
+    that is no Sam3Model brings the file with its class, which AutoModel loads with trust_remote_code=True.
     `state` replaces the weights, for strategies that hold them in shards; its keys are those of
     `segmenter.state_dict()`, or of its `net`. Weights of more than `max_shard_mb` megabytes become several files.
     """
@@ -65,7 +67,7 @@ def read_config(dir_or_id: str) -> Sam3Config:
         with quiet_transformers():
             content = PreTrainedConfig.get_config_dict(dir_or_id)[0]
             require_sam3(dir_or_id, content.get("model_type"))
-            return Sam3Config(**(content.get("detector_config") or content))
+            return as_config(content)
     except CheckpointError:
         raise
     except Exception as error:  # a foreign file can fail in any way
@@ -73,8 +75,8 @@ def read_config(dir_or_id: str) -> Sam3Config:
 
 
 def require_sam3(source: str, model_type: object) -> None:
-    """CheckpointError for another model. Meta publishes the detector inside its video model."""
-    if model_type not in ("sam3", "sam3_video"):
+    """CheckpointError for another model."""
+    if model_type not in MODEL_TYPES:
         raise CheckpointError(f"{source} holds a {model_type!r} model; expected 'sam3'.")
 
 
@@ -82,9 +84,12 @@ def read_segmenter(dir_or_id: str) -> Segmenter:
     """The float32 segmenter of a directory or a Hugging Face id, in eval mode, checked key by key."""
     try:
         with quiet_transformers():
-            require_sam3(dir_or_id, PreTrainedConfig.get_config_dict(dir_or_id)[0].get("model_type"))
-            loaded: Any = Sam3Model.from_pretrained(
+            content = PreTrainedConfig.get_config_dict(dir_or_id)[0]
+            require_sam3(dir_or_id, content.get("model_type"))
+            config = as_config(content)
+            loaded: Any = network_class(config).from_pretrained(
                 dir_or_id,
+                config=config,
                 dtype=torch.float32,
                 use_safetensors=True,  # a pickle could run code
                 ignore_mismatched_sizes=True,  # so that they are named below
@@ -122,6 +127,12 @@ def assemble(net: Sam3Model, tokenizer: Any, source: object) -> Segmenter:
         raise CheckpointError(
             f"{source}: the tokenizer has {len(tokenizer)} ids but the text tower {config.vocab_size}; "
             "its tokenizer files are missing or belong to another model."
+        )
+    end = text_rule(net.config).end
+    if tokenizer.eos_token_id != end:
+        raise CheckpointError(
+            f"{source}: the tokenizer ends phrases with id {tokenizer.eos_token_id} but the text tower with {end}; "
+            "its tokenizer files belong to another model."
         )
     return Segmenter(net, tokenizer).eval()
 

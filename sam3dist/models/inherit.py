@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Sam3Model
 
 from sam3dist.models.layers import even_layers, vision_layers
+from sam3dist.models.network import has_backbone
 
 UNUSED = ("geometry_encoder.", "text_encoder.text_projection.")  # students have the smallest there can be
 HEAD_AXIS = re.compile(r"\.(?:\w*attn|attention)\.(?:[qkv]_proj\.(?:weight|bias)|(?:o|out)_proj\.weight)$")
@@ -120,20 +121,21 @@ def _teacher_names(student: Sam3Model, teacher: Sam3Model) -> dict[str, str]:
     """The teacher's parameter for each of the student's: the same, in the layer it inherits."""
     theirs: Any = teacher.config
     ours: Any = student.config
-    vision, small_vision = theirs.vision_config.backbone_config, ours.vision_config.backbone_config
     layers = {
-        "vision_encoder.backbone.layers.": vision_layers(
-            vision.num_hidden_layers,
-            vision.global_attn_indexes,
-            small_vision.num_hidden_layers,
-            small_vision.global_attn_indexes,
-        ),
         "text_encoder.text_model.encoder.layers.": even_layers(
             theirs.text_config.num_hidden_layers, ours.text_config.num_hidden_layers
         ),
         "detr_encoder.layers.": even_layers(theirs.detr_encoder_config.num_layers, ours.detr_encoder_config.num_layers),
         "detr_decoder.layers.": even_layers(theirs.detr_decoder_config.num_layers, ours.detr_decoder_config.num_layers),
     }
+    if not (has_backbone(theirs) or has_backbone(ours)):
+        vision, small_vision = theirs.vision_config.backbone_config, ours.vision_config.backbone_config
+        layers["vision_encoder.backbone.layers."] = vision_layers(
+            vision.num_hidden_layers,
+            vision.global_attn_indexes,
+            small_vision.num_hidden_layers,
+            small_vision.global_attn_indexes,
+        )
     names = {}
     for name, _ in student.named_parameters():
         names[name] = name

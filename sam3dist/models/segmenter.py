@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Sam3VisionModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.sam3.modeling_sam3 import (
     Sam3DetrDecoderLayer,
@@ -24,19 +25,31 @@ from transformers.models.sam3.modeling_sam3 import (
     box_cxcywh_to_xyxy,
     inverse_sigmoid,
 )
+from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextEncoderLayer
 
 from sam3dist.models.geometry import geometry_token, with_token
-from sam3dist.models.text import tokenize
+from sam3dist.models.network import grid_of
+from sam3dist.models.text import text_rule, tokenize
 from sam3dist.types import LayerOutputs, PromptBatch, SegOutputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARDABLE = (Sam3ViTLayer, CLIPEncoderLayer, Sam3DetrEncoderLayer, Sam3DetrDecoderLayer)
+SHARDABLE = (
+    Sam3ViTLayer,
+    CLIPEncoderLayer,
+    Sam3LiteTextTextEncoderLayer,
+    Sam3DetrEncoderLayer,
+    Sam3DetrDecoderLayer,
+)
 """Layers that only ever run through their own forward, so FSDP may shard each of them as a unit.
 
-Larger parts may not be units: `detr_decoder.box_head` is also called from outside the decoder.
+Larger parts may not be units: `detr_decoder.box_head` is also called from outside the decoder. timm backbones have no
+such layers in common, and are small.
 """
+
+LEVELS = 3
+"""Feature maps, from fine to coarse, that the neck hands on."""
 
 
 class Segmenter(nn.Module):
@@ -64,15 +77,13 @@ class Segmenter(nn.Module):
 
     @property
     def grid(self) -> int:
-        """Side g of the coarsest feature map in patches; masks have four times as many cells a side."""
-        config: Any = self.net.config.vision_config
-        return self.image_size // int(config.backbone_config.patch_size)
+        """Side g of the coarsest feature map in cells; masks have four times as many a side."""
+        return grid_of(self.net.config)
 
     @property
     def max_tokens(self) -> int:
         """Tokens of the longest phrase the text tower reads; longer ones are cut."""
-        config: Any = self.net.config.text_config
-        return int(config.max_position_embeddings)
+        return text_rule(self.net.config).context
 
     @property
     def feature_widths(self) -> dict[str, int]:
@@ -245,22 +256,22 @@ def freeze_unused(net: Sam3Model) -> list[str]:
     """The names of the parameters that no text prompt reaches, which now need no gradient.
 
     Without this DDP waits for their gradients for ever. `Sam3Model.forward` drops the last level of the neck;
-    two stages of the pixel decoder join three levels; CLIP's projection feeds a pooled output nobody reads; the
-    geometry encoder is for boxes.
+    two stages of the pixel decoder join three levels; the text towers' own projections feed a pooled output nobody
+    reads; the geometry encoder is for boxes.
     """
-    last_level = len(net.vision_encoder.neck.fpn_layers) - 1
-    joins = last_level - 1  # of the levels that are left
     decoder = "mask_decoder.pixel_decoder"
-    stages = range(joins, len(net.mask_decoder.pixel_decoder.conv_layers))
-    prefixes = (
-        f"vision_encoder.neck.fpn_layers.{last_level}.",
+    stages = range(LEVELS - 1, len(net.mask_decoder.pixel_decoder.conv_layers))
+    prefixes = [
         "text_encoder.text_projection.",
+        "text_encoder.projection.",
         "geometry_encoder.",
         *(f"{decoder}.{part}.{stage}." for stage in stages for part in ("conv_layers", "norms")),
-    )
+    ]
+    if isinstance(net.vision_encoder, Sam3VisionModel):
+        prefixes.append(f"vision_encoder.neck.fpn_layers.{LEVELS}.")
     frozen = []
     for name, parameter in net.named_parameters():
-        if name.startswith(prefixes):
+        if name.startswith(tuple(prefixes)):
             parameter.requires_grad_(False)
             frozen.append(name)
     return frozen

@@ -1,19 +1,26 @@
-"""StudentSpec -> Sam3Config -> a network that starts from the teacher."""
+"""StudentSpec -> the configuration of a network -> the network, which starts from the teacher."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from math import inf, lcm
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Sam3Config, Sam3Model
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import Sam3Config
 
 from sam3dist.errors import ConfigError
+from sam3dist.models.backbones import backbone_pixels, load_backbone
 from sam3dist.models.inherit import inherit_weights
 from sam3dist.models.layers import global_layers
+from sam3dist.models.modeling_sam3_student import STRIDES, Sam3StudentConfig, TimmVisionConfig
+from sam3dist.models.network import build_network, has_backbone
 from sam3dist.models.segmenter import Segmenter, freeze_unused
+from sam3dist.models.text_towers import CAUSAL, load_text_tower, shape_text
+from sam3dist.models.widths import require_multiple, scaled
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import StudentSpec
@@ -22,46 +29,106 @@ log = logging.getLogger(__name__)
 
 GROUPS = 8  # of every GroupNorm in the mask decoder
 LARGEST_SIDE = 2048  # that student.image_size may be
+NAMING = ("model_type", "architectures", "auto_map")
+"""Keys of a configuration that say by which class it is built."""
 
 
 def build_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter:
     """The student, in float32 and train mode, with the teacher's tokenizer; what text prompts never use is frozen.
 
-    It starts from the teacher's weights, or from nothing with `init: random`. `seed` draws what is not
-    inherited, so that every worker builds the same student.
+    It starts from the teacher's weights, or from nothing with `init: random`; a backbone or text tower of another
+    family from weights of its own. `seed` draws what is left, so that every worker builds the same student.
     """
     config = student_config(spec, teacher.net.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Sam3Model(config).float()
+        net = build_network(config).float()
     if spec.init == "teacher":
         inherited = inherit_weights(net, teacher.net)
         share = sum(net.get_parameter(name).numel() for name in inherited.fresh) / net.num_parameters()
-        if share > 0.5:
+        if share > 0.5 and spec.backbone is None and spec.text_tower in (None, "clip"):
             log.warning("student.init=teacher: %.0f %% of the parameters do not fit and start random.", 100 * share)
+    if spec.init != "random":
+        _inherit_statistics(net, teacher.net)
+    if spec.backbone_weights is not None:
+        load_backbone(net.vision_encoder.backbone, str(spec.backbone), spec.backbone_weights)
+    if spec.text_weights is not None:
+        load_text_tower(net.text_encoder, str(spec.text_tower), spec.text_weights)
     freeze_unused(net)
     return Segmenter(net, teacher.tokenizer).train()
+
+
+@torch.no_grad()
+def _inherit_statistics(net: nn.Module, teacher: nn.Module) -> None:
+    """Copy what the teacher's BatchNorms have counted, where the student has the same ones."""
+    theirs = dict(teacher.named_modules())
+    for name, part in net.named_modules():
+        source = theirs.get(name)
+        if isinstance(part, _BatchNorm) and isinstance(source, _BatchNorm) and part.num_features == source.num_features:
+            for own, other in zip(part.buffers(), source.buffers(), strict=True):
+                own.copy_(other)
 
 
 def student_config(spec: StudentSpec, teacher_config: Sam3Config) -> Sam3Config:
     """The configuration of a student of this shape; what the spec leaves open is the teacher's.
 
-    What a text prompt never reaches is made as small as plain Sam3Model allows: the third stage of the pixel
-    decoder, CLIP's own projection, and the geometry encoder, which refuses box prompts with a shape error
-    because nothing has trained it. Raises ConfigError that names the setting and the nearest valid values.
+    A Sam3Config where plain Sam3Model can be built of it, else a Sam3StudentConfig. What a text prompt never reaches
+    is made as small as the class allows: the third stage of the pixel decoder, CLIP's own projection, and the geometry
+    encoder, which in a Sam3Model refuses box prompts with a shape error because nothing has trained it. Raises
+    ConfigError that names the setting and the nearest valid values.
     """
-    config: Any = Sam3Config.from_dict(copy.deepcopy(teacher_config.to_dict()))
-    _shape_image(spec, config)
-    _shape_vision(spec, config.vision_config.backbone_config)
+    config: Any = copy.deepcopy(teacher_config)
+    _require_backbone_for(spec, has_backbone(config))
+    if spec.backbone is not None or has_backbone(config):
+        config.vision_config = _backbone(spec, config.vision_config)
+    else:
+        _shape_image(spec, config)
+        _shape_vision(spec, config.vision_config.backbone_config)
     _shape_detr(spec, config)
-    _shape_text(spec, config.text_config)
+    config.text_config = shape_text(spec, config.text_config)
 
     config.mask_decoder_config.num_upsampling_stages = 2
-    config.text_config.projection_dim = 1
     geometry = config.geometry_encoder_config
     geometry.hidden_size, geometry.num_attention_heads, geometry.num_layers, geometry.roi_size = 8, 1, 0, 1
     geometry.intermediate_size = 8
-    return config
+    stock = not has_backbone(config) and config.text_config.model_type == CAUSAL
+    content = {key: value for key, value in config.to_dict().items() if key not in NAMING}
+    return (Sam3Config if stock else Sam3StudentConfig)(**content)
+
+
+def _require_backbone_for(spec: StudentSpec, inherited: bool) -> None:
+    """ConfigError for settings of the other kind of vision side."""
+    if spec.backbone is None:
+        for key in ("backbone_weights", "neck"):
+            value = getattr(spec, key)
+            if value is not None:
+                raise ConfigError(f"student.{key}={value} has no effect without student.backbone; name one.")
+    for key in ("vision_width", "vision_depth", "vision_heads", "vision_mlp"):
+        value = getattr(spec, key)
+        if value is not None and (spec.backbone is not None or inherited):
+            reason = f"student.backbone={spec.backbone}" if spec.backbone else "the backbone of the teacher"
+            raise ConfigError(f"student.{key}={value} contradicts {reason}, which has its own shape; leave it out.")
+
+
+def _backbone(spec: StudentSpec, vision: Any) -> TimmVisionConfig:
+    """The vision side of a timm network: the one that the spec names, else the teacher's."""
+    step = STRIDES[-1]
+    side = spec.image_size or max(step, (vision.image_size + step // 2) // step * step)
+    require_multiple("image_size", side, step, f"{step}, the coarsest stride of a backbone")
+    if spec.backbone is None:
+        vision.image_size = side
+        backbone_pixels(vision.backbone, side)
+        return vision
+    pixels = backbone_pixels(spec.backbone, side)
+    return TimmVisionConfig(
+        backbone=spec.backbone,
+        neck=spec.neck or "pyramid",
+        image_size=side,
+        fpn_hidden_size=vision.fpn_hidden_size,
+        head_width=vision.head_width if isinstance(vision, TimmVisionConfig) else vision.backbone_config.hidden_size,
+        mean=list(pixels.mean),
+        std=list(pixels.std),
+    )
 
 
 def _shape_image(spec: StudentSpec, config: Any) -> None:
@@ -69,7 +136,7 @@ def _shape_image(spec: StudentSpec, config: Any) -> None:
     patch, side = vision.patch_size, spec.image_size
     if side is None or side == vision.image_size:
         return
-    _require_multiple("image_size", side, patch, f"the patch size {patch}", most=LARGEST_SIDE)
+    require_multiple("image_size", side, patch, f"the patch size {patch}", most=LARGEST_SIDE)
     old_grid, old_window, old_learned = vision.image_size // patch, vision.window_size, vision.pretrain_image_size
     grid = side // patch
     vision.image_size = side
@@ -97,14 +164,14 @@ def _shape_vision(spec: StudentSpec, vision: Any) -> None:
     per_head = old_width // vision.num_attention_heads
     width = spec.vision_width or old_width
     if spec.vision_heads is None:
-        _require_multiple("vision_width", width, per_head, f"the teacher's {per_head} channels per head")
+        require_multiple("vision_width", width, per_head, f"the teacher's {per_head} channels per head")
         heads = width // per_head
     else:
         heads = spec.vision_heads
         # Rotary positions turn pairs of channels, half of them by x and half by y.
-        _require_multiple("vision_width", width, 4 * heads, f"4 x student.vision_heads={heads}")
+        require_multiple("vision_width", width, 4 * heads, f"4 x student.vision_heads={heads}")
     vision.hidden_size, vision.num_attention_heads = width, heads
-    vision.intermediate_size = spec.vision_mlp or _scaled(vision.intermediate_size, width, old_width)
+    vision.intermediate_size = spec.vision_mlp or scaled(vision.intermediate_size, width, old_width)
     depth = spec.vision_depth or old_depth
     vision.global_attn_indexes = global_layers(old_depth, vision.global_attn_indexes, depth)
     vision.num_hidden_layers = depth
@@ -118,33 +185,13 @@ def _shape_detr(spec: StudentSpec, config: Any) -> None:
         per_head = lcm(*(part.hidden_size // part.num_attention_heads for part in (encoder, decoder, masks)))
         step = lcm(per_head, GROUPS)
         reason = f"{step}: the teacher has {per_head} channels per head and GroupNorm {GROUPS} groups"
-        _require_multiple("detr_width", width, step, reason)
+        require_multiple("detr_width", width, step, reason)
     for part in (encoder, decoder, masks):
         part.num_attention_heads = width // (part.hidden_size // part.num_attention_heads)
         part.hidden_size = width
     for part in (encoder, decoder):
-        part.intermediate_size = spec.detr_mlp or _scaled(part.intermediate_size, width, old_width)
+        part.intermediate_size = spec.detr_mlp or scaled(part.intermediate_size, width, old_width)
     config.vision_config.fpn_hidden_size = width
     encoder.num_layers = spec.encoder_layers or encoder.num_layers
     decoder.num_layers = spec.decoder_layers or decoder.num_layers
     decoder.num_queries = spec.num_queries or decoder.num_queries
-
-
-def _shape_text(spec: StudentSpec, text: Any) -> None:
-    old_width, width = text.hidden_size, spec.text_width or text.hidden_size
-    per_head = old_width // text.num_attention_heads
-    _require_multiple("text_width", width, per_head, f"the teacher's {per_head} channels per head")
-    text.hidden_size, text.num_attention_heads = width, width // per_head
-    text.intermediate_size = _scaled(text.intermediate_size, width, old_width)
-    text.num_hidden_layers = spec.text_depth or text.num_hidden_layers
-
-
-def _scaled(old: int, width: int, old_width: int) -> int:
-    return max(1, round(old * width / old_width))
-
-
-def _require_multiple(setting: str, value: int, step: int, reason: str, most: float = inf) -> None:
-    if value % step:
-        near = (value // step * step, (value // step + 1) * step)
-        choice = " or ".join(str(number) for number in near if 0 < number <= most)
-        raise ConfigError(f"student.{setting}={value} is not a multiple of {reason}; use {choice}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Sam3Config
 
 from sam3dist.errors import CheckpointError, ConfigError, first_line
@@ -98,8 +99,11 @@ def in_precision(teacher: Segmenter, precision: str) -> Segmenter:
         teacher.autocast = DTYPES[precision]
         # Parameters only: rotary frequencies are buffers, and rounding those would bend positions.
         for tower in (teacher.net.vision_encoder, teacher.net.text_encoder):
-            for parameter in tower.parameters():
-                parameter.data = parameter.data.to(DTYPES[precision])
+            for part in tower.modules():
+                if isinstance(part, _BatchNorm):  # goes with its statistics, which are buffers
+                    continue
+                for parameter in part.parameters(recurse=False):
+                    parameter.data = parameter.data.to(DTYPES[precision])
     return teacher
 
 

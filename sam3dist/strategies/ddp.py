@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from sam3dist.errors import CheckpointError
 from sam3dist.strategies.precision import autocast, resolve_precision
-from sam3dist.strategies.processes import rank_and_size
+from sam3dist.strategies.processes import rank_and_size, share_statistics
 from sam3dist.strategies.update import clipped_update
 
 if TYPE_CHECKING:
@@ -40,12 +40,13 @@ class DdpStrategy:
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
         self.pupil = pupil.to(self.device)
         self.optimizer = make_optimizer(pupil)
+        share_statistics(pupil)
         self.module = autocast(pupil, self.device, self.dtype)
         if self.world_size > 1:
             self.module = DistributedDataParallel(
                 self.module,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # they are constants: positions and rotary tables
+                broadcast_buffers=False,  # constants, such as rotary tables, or `share_statistics` sees to them
                 gradient_as_bucket_view=True,
                 # Searches the graph at every step for weights that no loss reaches. There are none, because what
                 # text prompts never use is frozen, unless features alone are imitated: those come before the decoder.

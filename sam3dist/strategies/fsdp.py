@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from sam3dist.errors import CheckpointError
 from sam3dist.models.segmenter import SHARDABLE
 from sam3dist.strategies.precision import autocast, resolve_precision
-from sam3dist.strategies.processes import join_group, rank_and_size
+from sam3dist.strategies.processes import join_group, rank_and_size, share_statistics
 from sam3dist.strategies.update import clipped_update
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class FsdpStrategy:
                 fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=self.reshard_after_forward)
         self.root = fully_shard(pupil, mesh=mesh)
         self.pupil = pupil
+        share_statistics(pupil)
         self.optimizer = make_optimizer(pupil)
         self._expect_next()
         return autocast(pupil, self.device, self.dtype), self.optimizer

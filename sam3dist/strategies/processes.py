@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sam3dist.errors import ResourceError
 
@@ -57,6 +58,28 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+def share_statistics(network: nn.Module) -> None:
+    """Let every evaluation of this network begin with the means of what the ranks' BatchNorms have counted.
+
+    Each rank counts the images it trained on, and would else evaluate and save a network of its own. While training
+    nothing needs to be shared: there each batch is normalised by itself.
+    """
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
+    world_size = rank_and_size()[1]
+    if world_size == 1 or not norms:
+        return
+
+    def agree(module: nn.Module, _inputs: object) -> None:
+        if module.training:
+            return
+        counted: list[Any] = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+        means = sum_over_ranks(torch.cat(counted)) / world_size
+        for value, mean in zip(counted, means.split([len(value) for value in counted]), strict=True):
+            value.copy_(mean)
+
+    network.register_forward_pre_hook(agree)
 
 
 def counts_of_all_ranks(counts: Mapping[str, int]) -> dict[str, int]:

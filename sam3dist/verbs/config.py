@@ -18,7 +18,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> None:
     if options.preset is None:
         if overrides:
             raise ConfigError("config: give the preset that the overrides are for, as in `sam3dist config base`.")
-        print("\n".join(f"{name:8} {purpose}" for name, purpose in presets().items()))
+        print("\n".join(f"{name:12} {purpose}" for name, purpose in presets().items()))
         return
     print(to_yaml(with_overrides(load_preset(options.preset), overrides), comments=True), end="")
 

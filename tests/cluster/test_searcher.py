@@ -132,6 +132,16 @@ def test_impossible_and_too_large_students_are_refused_by_their_reason(
     assert f"above max_params_millions={small:g}" in str(refuse({WIDTH: 64}))
 
 
+def test_backbones_are_a_choice_of_a_search(tiny_teacher: Segmenter):
+    refuse = Refusal(DistillConfig(), tiny_teacher.net.config, max_params_millions=2)
+    small, large = "mobilenetv4_conv_small_050", "repvit_m1_1"
+    assert refuse({"student.backbone": small}) is None
+    assert refuse({"student.backbone": None}) is None
+    assert "above max_params_millions=2" in str(refuse({"student.backbone": large}))
+    assert "use 96 or 128" in str(refuse({"student.backbone": small, "student.image_size": 112}))
+    assert f"contradicts student.backbone={small}" in str(refuse({"student.backbone": small, WIDTH: 16}))
+
+
 def test_a_space_without_a_possible_student_is_a_mistake_of_one_line():
     with pytest.raises(ConfigError, match=r"none of 50 points .* is too much"):
         require_some_shape(make_search(), Above(0), tries=50)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ KEYS = {
     "compare": COMPARISON,
     "predict": set(),
     "weights": {"source", "checkpoint", "parameters", "dtype", "bytes", "sha256", "left_out"},
+    "sizes": {"compositions"},
     "tune": SEARCH,
     "smoke": SEARCH | COMPARISON,
 }

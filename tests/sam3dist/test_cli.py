@@ -62,7 +62,7 @@ def report_in(directory: str | Path) -> dict:
 
 def test_the_verbs_are_those_of_the_design():
     assert NAMES[:5] == ["smoke", "prepare", "teach", "train", "tune"]
-    assert NAMES[5:] == ["eval", "compare", "predict", "weights", "config", "submit"]
+    assert NAMES[5:] == ["eval", "compare", "predict", "weights", "config", "sizes", "submit"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,6 +119,9 @@ MISTAKES = [
     (["compare", "a", "b"], "SHARDS"),
     (["compare", "a", "b", "gone"], "gone: no manifest.json in it"),
     (["predict", "embedded", "reef.jpg"], "PHRASE"),
+    (["sizes", "smal"], "did you mean small?"),
+    (["sizes", "small", "optim.steps=3"], "optim.steps: has no effect on sizes, which takes student, run.dir."),
+    (["sizes", "student.backbone=repvit"], "timm has no such network; did you mean repvit_m"),
     (["predict", "embedded", "reef.jpg", "fish"], "reef.jpg: cannot be read"),
     (["predict", "embedded", "reef.jpg", " "], "a PHRASE is empty"),
     (["config", "smal"], "did you mean small?"),
@@ -264,6 +267,29 @@ def test_compare_reports_both_and_draws_where_they_differ(tiny_teacher_dir: Path
     assert report["student_over_teacher"] == pytest.approx(1)
     assert len(report["figures"]) == 2
     assert all((here / figure).is_file() for figure in report["figures"])
+
+
+def test_sizes_counts_presets_searches_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(["sizes", "smoke", "student.vision_depth=1"]) == 0
+    report = report_in("runs/sizes-smoke")
+    (one,) = report["compositions"]
+    assert one["vision"] == "ViT 64/1/2"
+    assert one["under_50_mb"] == {"int8": True, "int4": True}
+    assert "ViT 64/1/2" in capsys.readouterr().out
+    assert "Highlighted: under 50 MB" in Path("runs/sizes-smoke/report.html").read_text()
+
+    backbone = "student.backbone=mobilenetv4_conv_small"
+    assert main(["sizes", backbone, "student.image_size=256", "student.text_depth=2", "run.dir=here"]) == 0
+    (one,) = report_in("here")["compositions"]
+    assert one["name"] == "backbone=mobilenetv4_conv_small image_size=256 text_depth=2"
+    assert (one["vision"], one["text"]) == ("mobilenetv4_conv_small, pyramid", "CLIP 1024/2")
+
+    space = Path(__file__).parents[2] / "search_spaces" / "smoke.yaml"
+    assert main(["sizes", str(space)]) == 0
+    students = report_in("runs/sizes-search_spaces-smoke.yaml")["compositions"]
+    found = {one["name"]: one["size"]["params_millions"] for one in students}
+    assert set(found) == {*(f"smoke, seed {n}" for n in range(4)), "smoke, smallest", "smoke, largest"}
+    assert found["smoke, smallest"] == min(found.values()) < max(found.values()) == found["smoke, largest"]
 
 
 def test_predict_leaves_a_picture_and_annotations(

@@ -39,7 +39,7 @@ def test_presets_have_the_students_their_names_promise():
 def test_a_misspelt_preset_is_told_the_nearest():
     with pytest.raises(ConfigError, match=r"smal: no such preset; did you mean small\?"):
         load_preset("smal")
-    with pytest.raises(ConfigError, match="use one of base, lite"):
+    with pytest.raises(ConfigError, match="use one of base, efficientvit"):
         load_preset("zzz")
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
+
 import open_clip.tokenizer
 import pytest
+import torch
 
 from sam3dist.errors import CheckpointError
-from sam3dist.models.text import clean, clip_tokenizer, load_tokenizer, tokenize
+from sam3dist.models.text import clean, clip_tokenizer, load_tokenizer, tokenize, valid_tokens
 
 PHRASES = [
     "yellow fish",
@@ -25,6 +28,75 @@ def test_ids_are_those_of_open_clip():
     ids, mask = tokenize(tokenizer, PHRASES, 32)
     for row, valid, phrase in zip(ids.tolist(), mask.sum(1).tolist(), PHRASES, strict=True):
         assert row[:valid] == [49406, *reference.encode(phrase), 49407]
+
+
+def generated(count: int) -> list[str]:
+    """Phrases as people write them, from words that no list of ours holds."""
+    words = [
+        "old",
+        "Red",
+        "shiny",
+        "half-eaten",
+        "3",
+        "left-most",
+        "person's",
+        "umbrella",
+        "truck",
+        "tail",
+        "of",
+        "the",
+    ]
+    draw = random.Random(7)
+    return [" ".join(draw.choices(words, k=draw.randint(1, 7))) for _ in range(count)]
+
+
+ODD = [
+    "",
+    "!",
+    "!(!",
+    "“smart” quotes — dash",
+    "Ｆｕｌｌｗｉｄｔｈ",
+    "caf\u00e9 vs cafe\u0301",
+    "tabs\tand\nlines",
+    "a &lt;b&gt; &amp;",
+    "schÃ¶n",  # mojibake
+    "👩‍🚀 rides",
+    "C++ x^2 = 4!",
+    "it's she'll we've",
+    "ÀÉÎ",
+]
+
+
+def test_rows_are_open_clips_up_to_the_end_token_whatever_each_fills_them_with():
+    tokenizer, reference = clip_tokenizer(), open_clip.tokenizer.SimpleTokenizer()
+    phrases = generated(400) + ODD + PHRASES
+    for context in (32, 77):
+        ids, mask = tokenize(tokenizer, phrases, context)
+        theirs = reference(phrases, context_length=context)
+        length = ids.shape[1]
+        counted = valid_tokens(theirs, end=49407)
+        assert torch.equal(counted[:, :length], mask)
+        assert not counted[:, length:].any()
+        assert torch.equal(ids * mask, theirs[:, :length] * mask)
+        assert (theirs[counted == 0] == 0).all()
+        assert (ids[mask == 0] == 49407).all()
+
+
+def test_long_phrases_are_cut_where_open_clip_cuts_them():
+    phrases = ["a very " * 40 + "long phrase", "word"]
+    ids, mask = tokenize(clip_tokenizer(), phrases, 32)
+    assert torch.equal(ids * mask, open_clip.tokenizer.SimpleTokenizer()(phrases, context_length=32))
+    assert ids[0, -1] == 49407
+
+
+def test_masks_are_those_of_transformers_although_ids_of_0_occur_in_phrases():
+    tokenizer = clip_tokenizer()
+    phrases = [*generated(50), "!(", "fish !"]
+    encoded = tokenizer([clean(phrase) for phrase in phrases], padding=True, return_tensors="pt")
+    assert (encoded["input_ids"] == 0).any()
+    ids, mask = tokenize(tokenizer, phrases)
+    assert torch.equal(ids, encoded["input_ids"])
+    assert torch.equal(mask, encoded["attention_mask"])
 
 
 @pytest.mark.parametrize("merges", [0, 100, 5000])
