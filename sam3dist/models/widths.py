@@ -13,7 +13,7 @@ def scaled(old: int, width: int, old_width: int) -> int:
 
 
 def require_multiple(setting: str, value: int, step: int, reason: str, most: float = inf) -> None:
-    """ConfigError that names the nearest multiples, up to `most`, where `value` is none of `step`, which is `reason`."""
+    """ConfigError that with the nearest multiples, up to `most`, where `value` is none of `step`, which is `reason`."""
     if value % step:
         near = (value // step * step, (value // step + 1) * step)
         choice = " or ".join(str(number) for number in near if 0 < number <= most)
