@@ -1,31 +1,25 @@
-"""Row groups -> batches: read, decode in threads, ask some phrases, collate; a step or two ahead of the network.
+"""Row groups -> batches, a step or two ahead of the network.
 
-Which rows make a batch follows from (seed, epoch) and the row groups alone. A row that cannot be used leaves a
-gap in its batch and moves no other row, so that a run can resume in the middle of an epoch. Where none of a batch can
-be used, training sees the next one in its place, too: all workers count the same batches, whatever they set aside.
+Where none of a batch can be used, training sees the next one in its place, too: all workers count the same batches,
+whatever they set aside.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import chain, count, islice
-from pathlib import Path
-from random import Random
+from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from sam3dist.data.buffers import ImageBuffers
-from sam3dist.data.decode import PLAIN, Asked, Sample, View, collate, decode_questions, with_pixels
-from sam3dist.data.prompts import draw_prompts
-from sam3dist.data.rejects import Reject, Rejects
-from sam3dist.data.rows import Prompt, Row
-from sam3dist.data.shards import RowGroup, Shards, first_rows, read_rows, split_row_groups
-from sam3dist.data.threads import ordered_map, run_ahead
+from sam3dist.data.decode import collate
+from sam3dist.data.epoch import Epoch
+from sam3dist.data.rejects import Rejects
+from sam3dist.data.shards import RowGroup, Shards, first_rows, split_row_groups
+from sam3dist.data.threads import run_ahead
 from sam3dist.errors import DataError
 from sam3dist.types import PromptBatch
 
@@ -35,11 +29,6 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 32
 """Phrases of an evaluation batch, at most, where `prompts_per_batch` is not given."""
-MIX_GROUPS = 4
-"""Row groups whose rows are mixed in training."""
-TOGETHER = 4
-"""Rows of one piece of a thread's work. All their phrases come first, then all their images: between images, what
-little each phrase needs takes two to three times as long as among its like."""
 
 
 def batches(
@@ -65,10 +54,9 @@ def batches(
     """
     if training and isinstance(row_groups, Sequence):
         row_groups = _shuffled(row_groups, seed, epoch)
-    reader = _Reader(
-        data, image_size, seed, epoch, training, images_per_batch or data.images_per_batch, prompts_per_batch
-    )
-    return run_ahead(reader.batches(row_groups, rejects), data.prefetch_batches)
+    size = images_per_batch or data.images_per_batch
+    places = Epoch(data, image_size, seed, epoch, training, size, prompts_per_batch).places(row_groups, rejects)
+    return run_ahead((collate(samples) for samples in places if samples), data.prefetch_batches)
 
 
 def endless(
@@ -126,10 +114,10 @@ def follow(
             if skip >= length:
                 skip -= length
                 continue
-            reader = _Reader(data, image_size, seed, epoch, True, data.images_per_batch, answers=answers)
+            samples_of = Epoch(data, image_size, seed, epoch, True, data.images_per_batch, MAX_PROMPTS, answers)
             empty = skip == 0
             rejects, known = Rejects(), Counter[str]()
-            for samples in reader.places(groups, rejects, skip, buffers):
+            for samples in samples_of.places(groups, rejects, skip, buffers):
                 waiting.append(rejects.by_reason - known)
                 known = rejects.by_reason.copy()
                 if samples:
@@ -172,21 +160,6 @@ def evaluation_batches(
     )
 
 
-def drawn_view(size: tuple[int, int], data: DataConfig, rng: Random) -> View:
-    """How one step looks at an image of `size` (height, width)."""
-    flip = data.horizontal_flip and rng.random() < 0.5
-    window, colours = None, PLAIN.colours
-    if data.crop_share < 1:
-        share = rng.uniform(data.crop_share, 1) ** 0.5  # of each side, so that the image keeps its shape
-        height, width = (max(1, round(share * length)) for length in size)
-        top, left = (rng.randrange(whole - part + 1) for whole, part in zip(size, (height, width), strict=True))
-        window = (top, left, height, width)
-    if data.colour_jitter > 0:
-        brightness, contrast, saturation = (1 + data.colour_jitter * rng.uniform(-1, 1) for _ in range(3))
-        colours = (brightness, contrast, saturation)
-    return View(window, flip, colours)
-
-
 def _length(groups: Sequence[RowGroup], data: DataConfig) -> int:
     return -(-sum(len(group.places) for group in groups) // data.images_per_batch)
 
@@ -194,164 +167,3 @@ def _length(groups: Sequence[RowGroup], data: DataConfig) -> int:
 def _shuffled(row_groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
     order = np.random.default_rng((seed, epoch)).permutation(len(row_groups))
     return [row_groups[i] for i in order]
-
-
-@dataclass(frozen=True)
-class _SetAside:
-    name: object
-    reject: Reject
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Makes the batches of one epoch from row groups that are in order already."""
-
-    data: DataConfig
-    side: int
-    seed: int
-    epoch: int
-    training: bool
-    images_per_batch: int
-    prompts_per_batch: int = MAX_PROMPTS
-    answers: AnswerStore | None = None
-
-    def batches(self, row_groups: Iterable[RowGroup], rejects: Rejects | None) -> Iterator[PromptBatch]:
-        yield from (collate(samples) for samples in self.places(row_groups, rejects) if samples)
-
-    def places(
-        self,
-        row_groups: Iterable[RowGroup],
-        rejects: Rejects | None,
-        skip: int = 0,
-        buffers: ImageBuffers | None = None,
-    ) -> Iterator[list[Sample]]:
-        """The usable samples of each batch after the first `skip`; in training there may be none.
-
-        Training decodes into the images of batches, which `buffers` lend.
-        """
-        rejects = Rejects() if rejects is None else rejects
-        ahead = self.data.decode_threads + 1 + self.images_per_batch // TOGETHER
-        rows = self._placed(self._rows(row_groups, skip * self.images_per_batch), buffers)
-        pieces = iter(lambda: list(islice(rows, TOGETHER)), [])
-        with closing(ordered_map(self._samples, pieces, self.data.decode_threads, ahead)) as results:
-            total = sum(len(group.places) for group in row_groups) if isinstance(row_groups, Sequence) else None
-            samples = self._set_aside(chain.from_iterable(results), rejects, total)
-            if self.training:
-                yield from self._in_places(samples)
-            else:
-                usable = (sample for sample in samples if sample is not None)
-                yield from grouped(usable, self.images_per_batch, self.prompts_per_batch)
-
-    def _rows(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[Row | _SetAside]:
-        """The rows in the order of this epoch, after the first `skip`."""
-        # One ahead: reading is done in the time that decoding takes.
-        with closing(ordered_map(self._mixed, self._orders(row_groups, skip), threads=1, ahead=2)) as mixes:
-            yield from chain.from_iterable(mixes)
-
-    def _placed(
-        self, rows: Iterable[Row | _SetAside], buffers: ImageBuffers | None
-    ) -> Iterator[tuple[Row | _SetAside, tuple[Tensor, int] | None]]:
-        """The rows, each with the place of its pixels in the images of its batch, if it has one."""
-        for number, row in enumerate(rows):
-            place = number % self.images_per_batch
-            if place == 0 and buffers is not None:
-                images = buffers.lend()
-            yield row, None if buffers is None else (images, place)
-
-    def _orders(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[tuple[list[RowGroup], np.ndarray]]:
-        """Row groups that are mixed, and the order of their rows without those that are skipped."""
-        rng = np.random.default_rng((self.seed, self.epoch, 1))
-        stream = iter(row_groups)
-        while groups := list(islice(stream, MIX_GROUPS if self.training else 1)):
-            size = sum(len(group.places) for group in groups)
-            order = rng.permutation(size) if self.training else np.arange(size)
-            if skip < size:
-                yield groups, order[skip:]
-            skip = max(skip - size, 0)
-
-    def _mixed(self, mix: tuple[list[RowGroup], np.ndarray]) -> list[Row | _SetAside]:
-        groups, order = mix
-        rows = [row for group in groups for row in _read(group, self.answers)]
-        return [rows[place] for place in order]
-
-    def _samples(
-        self, rows: Sequence[tuple[Row | _SetAside, tuple[Tensor, int] | None]]
-    ) -> list[Sample | _SetAside | None]:
-        """The decoded rows with the phrases of this step; None where there is nothing to ask."""
-        drawn = [(self._drawn(row), place) for row, place in rows]
-        return [self._seen(*found, place) if isinstance(found, tuple) else found for found, place in drawn]
-
-    def _drawn(self, row: Row | _SetAside) -> tuple[Row, tuple[Asked, ...], View] | _SetAside | None:
-        """The row, its phrases of this step, and how it is looked at."""
-        if isinstance(row, _SetAside):
-            return row
-        # Of its own for each image, so that threads and skipped batches change nothing.
-        rng = Random(f"{self.seed} {self.epoch} {row.image_id}")
-        prompts: Sequence[Prompt] = row.prompts
-        if self.training:
-            prompts = draw_prompts(row.prompts, self.data.prompts_per_image, self.data.negative_share, rng)
-        view = drawn_view((row.height, row.width), self.data, rng) if prompts and self.training else PLAIN
-        try:
-            asked = decode_questions(row, prompts, view)
-        except Reject as reject:
-            return _SetAside(row.file_name, reject)
-        return (row, asked, view) if asked else None
-
-    def _seen(
-        self, row: Row, asked: tuple[Asked, ...], view: View, place: tuple[Tensor, int] | None
-    ) -> Sample | _SetAside:
-        try:
-            return with_pixels(row, asked, self.side, self.data.max_pixels, view, place)
-        except Reject as reject:
-            return _SetAside(row.file_name, reject)
-
-    def _set_aside(
-        self, results: Iterable[Sample | _SetAside | None], rejects: Rejects, total: int | None
-    ) -> Iterator[Sample | None]:
-        """The samples, with None in place of what cannot be used."""
-        seen = 0
-        limit, setting = self.data.max_rejected_share, "data.max_rejected_share"
-        for result in results:
-            seen += 1
-            if isinstance(result, _SetAside):
-                rejects.add("row", result.name, result.reject)
-                if total is not None:
-                    rejects.check("row", total, limit, setting)
-                yield None
-            else:
-                yield result
-        rejects.check("row", seen if total is None else total, limit, setting)
-
-    def _in_places(self, samples: Iterator[Sample | None]) -> Iterator[list[Sample]]:
-        while places := list(islice(samples, self.images_per_batch)):
-            yield [sample for sample in places if sample is not None]
-
-
-def grouped(samples: Iterable[Sample], images_per_batch: int, prompts_per_batch: int) -> Iterator[list[Sample]]:
-    """The samples in batches of so many images and prompts at most; one with more prompts comes in pieces."""
-    group: list[Sample] = []
-    asked = 0
-    for sample in samples:
-        for start in range(0, len(sample.asked), prompts_per_batch):
-            piece = replace(sample, asked=sample.asked[start : start + prompts_per_batch])
-            if group and (len(group) == images_per_batch or asked + len(piece.asked) > prompts_per_batch):
-                yield group
-                group, asked = [], 0
-            group.append(piece)
-            asked += len(piece.asked)
-    if group:
-        yield group
-
-
-def _read(group: RowGroup, answers: AnswerStore | None) -> Sequence[Row | _SetAside]:
-    try:
-        rows = read_rows(group)
-        if answers is None:
-            return rows
-        found = answers.answered(group, rows)
-    except Reject as reject:
-        return [_SetAside(f"{Path(group.path).name}, row group {group.index}", reject)] * len(group.places)
-    return [
-        _SetAside(row.file_name, told) if isinstance(told, Reject) else told
-        for row, told in zip(rows, found, strict=True)
-    ]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sam3dist.answers import imitable
-from sam3dist.data.batches import grouped
 from sam3dist.data.decode import Sample, collate, decode_row
+from sam3dist.data.epoch import SetAside, grouped, read
 from sam3dist.data.rejects import Reject, Rejects
 from sam3dist.data.rows import Row
-from sam3dist.data.shards import RowGroup, read_rows
+from sam3dist.data.shards import RowGroup
 from sam3dist.data.threads import ordered_map
 from sam3dist.teaching.codec import encode_answers, encode_maps
 from sam3dist.teaching.fidelity import Fidelity, fidelity
@@ -69,13 +69,6 @@ def teach_shard(
 
 
 @dataclass(frozen=True)
-class _Unusable:
-    image_id: int
-    name: object
-    reject: Reject
-
-
-@dataclass(frozen=True)
 class _Answered:
     """What the teacher said of some samples. An image with many phrases comes in pieces that share their pixels."""
 
@@ -104,20 +97,20 @@ class _Work:
     def row_groups(self, groups: Sequence[RowGroup]) -> Iterator[list[RowAnswers]]:
         """The answers to each row group, in order."""
         threads = self.data.decode_threads
-        rows = (row for group in groups for row in _read(group))
+        rows = (row for group in groups for row in read(group))
         with closing(ordered_map(self._decode, rows, threads, DECODED_AHEAD + threads)) as decoded:
             for group in groups:
                 yield self._taught(list(islice(decoded, group.rows)))
 
-    def _decode(self, row: Row | _Unusable) -> Sample | _Unusable:
-        if isinstance(row, _Unusable):
+    def _decode(self, row: Row | SetAside) -> Sample | SetAside:
+        if isinstance(row, SetAside):
             return row
         try:
             return decode_row(row, row.prompts, self.side, self.data.max_pixels)
         except Reject as reject:
-            return _Unusable(row.image_id, row.file_name, reject)
+            return SetAside(row.file_name, reject, row.image_id)
 
-    def _taught(self, results: Sequence[Sample | _Unusable]) -> list[RowAnswers]:
+    def _taught(self, results: Sequence[Sample | SetAside]) -> list[RowAnswers]:
         """The answers to the rows of one row group."""
         usable = [result for result in results if isinstance(result, Sample)]
         batches = grouped(usable, self.batch.images_per_batch, self.batch.prompts_per_batch)
@@ -145,7 +138,7 @@ class _Work:
             for result in results
         ]
 
-    def _set_aside(self, result: _Unusable) -> RowAnswers:
+    def _set_aside(self, result: SetAside) -> RowAnswers:
         self.rejects.add("row", result.name, result.reject)
         return RowAnswers(result.image_id, result.reject.reason, {}, ())
 
@@ -180,14 +173,6 @@ class _Work:
         if answered.outputs is not None:
             self.fidelity = self.fidelity.plus(fidelity(answered.outputs, [taught["answer"] for taught in prompts]))
         return answered.samples, images, prompts
-
-
-def _read(group: RowGroup) -> Sequence[Row | _Unusable]:
-    try:
-        return read_rows(group)
-    except Reject as reject:
-        name = f"{Path(group.path).name}, row group {group.index}"
-        return [_Unusable(-1, name, reject)] * len(group.places)
 
 
 def _halves(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:

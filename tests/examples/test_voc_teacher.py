@@ -11,8 +11,7 @@ import torch
 
 from sam3dist.answers import decoded, imitable
 from sam3dist.config.distill import DataConfig, EvalConfig, TeacherConfig
-from sam3dist.data.batches import collate
-from sam3dist.data.decode import decode_row
+from sam3dist.data.decode import collate, decode_row
 from sam3dist.data.prepare import PrepareSettings, prepare
 from sam3dist.data.shards import Shards, open_shards, read_rows
 from sam3dist.targets import make_targets

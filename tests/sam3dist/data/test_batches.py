@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from sam3dist.config.distill import DataConfig
-from sam3dist.data.batches import MAX_PROMPTS, batches, drawn_view, endless, evaluation_batches, follow
+from sam3dist.data.batches import MAX_PROMPTS, batches, endless, evaluation_batches, follow
 from sam3dist.data.decode import View, decode_image, decode_row, recoloured
+from sam3dist.data.epoch import drawn_view
 from sam3dist.data.masks import decode_rle, encode_mask
 from sam3dist.data.rows import Instance, Prompt, Row, from_table, to_table
 from sam3dist.data.shards import RowGroup, Shards, first_rows, num_phrases, open_shards, read_rows, split_row_groups

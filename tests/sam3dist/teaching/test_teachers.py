@@ -14,8 +14,7 @@ from cluster.taught import stored_answers, wanted
 from cluster.trainer import absolute_paths
 from sam3dist.answers import MASK_LIMIT, decoded, imitable
 from sam3dist.config.distill import DataConfig, DistillConfig, EvalConfig, TeacherConfig
-from sam3dist.data.batches import collate
-from sam3dist.data.decode import decode_row
+from sam3dist.data.decode import collate, decode_row
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import Shards, open_shards, read_rows
 from sam3dist.errors import ConfigError
