@@ -64,14 +64,14 @@ def _train(
     config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None, answers: AnswerStore | None
 ) -> Report:
     device = own_device(config.strategy)
-    token = config.teacher.geometry_token if config.student.like is None else None
-    base = load_teacher(shape_source(config), device, "fp32", token)  # the student starts from its exact weights
+    like, token = config.student.like, config.teacher.geometry_token
+    # The student starts from its exact weights.
+    base = load_teacher(shape_source(config), device, "fp32", token if like is None else None)
     student = build_student(config.student, base, config.run.seed)
     reference_millions = model_size(base.net.config).params_millions
     asked = None
     if answers is None and teaches(config):
-        source, token = config.teacher.source, config.teacher.geometry_token
-        teacher = base if config.student.like is None else load_teacher(source, device, "fp32", token)
+        teacher = base if like is None else load_teacher(config.teacher.source, device, "fp32", token)
         asked = in_precision(teacher, config.teacher.precision)
     del base  # who learns from labels alone, or from stored answers, needs its memory
     pupil = _pupil(student, config)

@@ -111,14 +111,18 @@ def differs(file: HubFile, path: Path, update: Update) -> str | None:
 
 
 def _download(url: str, part: Path, file: HubFile, update: Update) -> None:
-    """The file at `part`, from where it ends so far. Raises the client's errors, CheckpointError after TRIES."""
+    """Append to `part` what is missing of it. Raises the client's errors, and CheckpointError after TRIES."""
     failed = 0
-    while (done := part.stat().st_size if part.is_file() else -1) != file.bytes:
+    while True:
+        done = part.stat().st_size if part.is_file() else 0
         if done > file.bytes:
             part.unlink()
             done = 0
+        if done == file.bytes and part.is_file():
+            return
         try:
-            _append(url, part, max(done, 0), file, update)
+            _append(url, part, done, file, update)
+            return
         except (httpx.TransportError, HfHubHTTPError) as error:
             if isinstance(error, HfHubHTTPError) and not _passing(error):
                 raise
@@ -126,8 +130,8 @@ def _download(url: str, part: Path, file: HubFile, update: Update) -> None:
             failed = 0 if grown else failed + 1
             if failed == TRIES:
                 raise CheckpointError(
-                    f"{file.name}: {constants.ENDPOINT} failed {TRIES} times in a row after {max(done, 0)} of "
-                    f"{file.bytes} bytes ({first_line(error)}); the same command again goes on from there."
+                    f"{file.name}: {constants.ENDPOINT} failed {TRIES} times in a row after {done} of {file.bytes} "
+                    f"bytes ({first_line(error)}); the same command again goes on from there."
                 ) from error
             time.sleep(PAUSE_S * max(failed, 1))
 

@@ -14,9 +14,10 @@ from sam3dist.errors import CheckpointError, first_line
 
 
 def read_pickle(file: str | Path) -> dict[str, Tensor]:
-    """The weights of a PyTorch file by name, also where they lie under "model" or "state_dict" in it.
+    """The tensors of a PyTorch file by name, also where they lie under "model" or "state_dict" in it.
 
-    CheckpointError for a file that holds anything else, and so could run code, and for one that cannot be read.
+    CheckpointError for a file that holds more than tensors and plain values, and so could run code, and for one that
+    cannot be read.
     """
     try:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -29,4 +30,4 @@ def read_pickle(file: str | Path) -> dict[str, Tensor]:
             loaded = loaded[envelope]
     if not isinstance(loaded, dict):
         return {}
-    return {str(name): value for name, value in loaded.items()}
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}

@@ -39,7 +39,7 @@ def write(segmenter: Segmenter, out: Path, settings: WeightsSettings, update: Up
     save_segmenter(segmenter, partial, max_shard_mb=settings.max_shard_mb)
     require_same(segmenter.net.state_dict(), partial, update)
     read_config(str(partial))
-    assemble(segmenter.net, load_tokenizer(partial), partial)
+    assemble(segmenter.net, load_tokenizer(partial), partial)  # for its check of the tokenizer
     written = {}
     for file in sorted(partial.iterdir()):
         written[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}

@@ -7,7 +7,6 @@ checksum, and without it the file counts as unfinished. `manifest.json`, the ver
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from sam3dist.data.rejects import Reject
 from sam3dist.data.rows import Prompt, Row
 from sam3dist.data.shards import RowGroup, read_table
 from sam3dist.errors import DataError
+from sam3dist.models.source import file_sha256
 from sam3dist.teaching.codec import CODEC_VERSION
 
 STORE, MANIFEST = "store.json", "manifest.json"
@@ -221,11 +221,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class AnswerWriter:

@@ -75,6 +75,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(200, json.dumps(self.hub.listing(hub_id)).encode())
             return
         hub_id, _, rest = path.partition("/resolve/")
+        if hub_id not in self.hub.models:  # what else the client may ask
+            self.refuse(404, "")
+            return
         content = self.hub.models[hub_id][rest.partition("/")[2]]
         token, part = self.headers.get("Authorization"), self.headers.get("Range")
         self.hub.asked.append((rest.partition("/")[2], part, token))

@@ -142,6 +142,16 @@ def test_content_with_another_checksum_than_listed_is_removed(hub: FakeHub, tmp_
         fetch(repository, repository.files[0], tmp_path, quiet)
 
 
+@pytest.mark.parametrize("sent", [LARGE + b"x", LARGE[:-1]])
+def test_content_of_another_length_than_listed_is_removed(hub: FakeHub, tmp_path: Path, sent: bytes):
+    repository = open_repository(MODEL, "main")
+    hub.models[MODEL]["model.safetensors"] = sent
+    with pytest.raises(CheckpointError, match=f"came with {len(sent)} bytes, not {len(LARGE)}; what came was removed"):
+        fetch(repository, repository.files[1], tmp_path, quiet)
+    assert len(hub.asked) == 1
+    assert not list(tmp_path.rglob("model*"))
+
+
 def test_a_small_file_is_compared_by_the_hash_of_git(hub: FakeHub, tmp_path: Path):
     repository = open_repository(MODEL, "main")
     hub.models[MODEL]["config.json"] = FILES["config.json"].replace(b"sam3", b"sam4")
