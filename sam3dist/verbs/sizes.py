@@ -128,9 +128,11 @@ def ends_of_search(path: str, overrides: Overrides) -> Iterator[tuple[str, Disti
         sizes = {}
         for value in values:
             try:
-                sizes[value] = model_size(student_shape(with_overrides(base, {key: value}))).params_millions
+                millions = model_size(student_shape(with_overrides(base, {key: value}))).params_millions
             except ConfigError:  # the search, too, refuses it, and goes on
                 continue
+            # Of equally many parameters the larger number computes more: pixels, queries.
+            sizes[value] = (millions, value if isinstance(value, int | float) else 0)
         if sizes:
             smallest[key], largest[key] = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     yield f"{search.name}, smallest", with_overrides(base, smallest)
