@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TAKES = ("student", "run.dir")
 FIFTY = 50.0
-"""Megabytes that an app store or a phone's memory makes a usual limit."""
+"""Megabytes that a student for phones may have."""
 VIT_768 = {"vision_width": 768, "vision_depth": 24, "vision_heads": 12, "encoder_layers": 4, "decoder_layers": 4}
 VIT_896 = {"vision_width": 896, "vision_depth": 28, "vision_heads": 14}
 VIT_512 = {"vision_width": 512, "vision_depth": 16, "vision_heads": 8, "encoder_layers": 4, "decoder_layers": 4}
@@ -128,9 +128,11 @@ def ends_of_search(path: str, overrides: Overrides) -> Iterator[tuple[str, Disti
         sizes = {}
         for value in values:
             try:
-                sizes[value] = model_size(student_shape(with_overrides(base, {key: value}))).params_millions
+                millions = model_size(student_shape(with_overrides(base, {key: value}))).params_millions
             except ConfigError:  # the search, too, refuses it, and goes on
                 continue
+            # Of equally many parameters the larger number computes more: pixels, queries.
+            sizes[value] = (millions, value if isinstance(value, int | float) else 0)
         if sizes:
             smallest[key], largest[key] = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     yield f"{search.name}, smallest", with_overrides(base, smallest)
