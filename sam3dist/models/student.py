@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ import torch
 from transformers import Sam3Config, Sam3Model
 
 from sam3dist.errors import ConfigError
-from sam3dist.models.inherit import inherit_weights
+from sam3dist.models.inheritance.inherit import MEASURED, inherit_weights
+from sam3dist.models.inheritance.transfer import Inherited
 from sam3dist.models.layers import global_layers
 from sam3dist.models.segmenter import Segmenter, freeze_unused
+from sam3dist.types import PromptBatch
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import StudentSpec
@@ -23,21 +26,22 @@ log = logging.getLogger(__name__)
 GROUPS = 8  # of every GroupNorm in the mask decoder
 
 
-def build_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter:
+def build_student(
+    spec: StudentSpec, teacher: Segmenter, seed: int, calibration: Iterable[PromptBatch] = ()
+) -> Segmenter:
     """The student, in float32 and train mode, with the teacher's tokenizer; what text prompts never use is frozen.
 
-    It starts from the teacher's weights, or from nothing with `init: random`. `seed` draws what is not
-    inherited, so that every worker builds the same student.
+    It starts from the teacher's weights as `init` says, "random" from nothing. `seed` draws what is not inherited, so
+    that every worker builds the same student. calibration: a few batches for the inits that look at the teacher's
+    work (`MEASURED`), drawn only for those; what they give depends on the device to the last digits.
     """
     config = student_config(spec, teacher.net.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Sam3Model(config).float()
-    if spec.init == "teacher":
-        inherited = inherit_weights(net, teacher.net)
-        share = sum(net.get_parameter(name).numel() for name in inherited.fresh) / net.num_parameters()
-        if share > 0.5:
-            log.warning("student.init=teacher: %.0f %% of the parameters do not fit and start random.", 100 * share)
+    if spec.init != "random":
+        batches = list(calibration) if spec.init in MEASURED else []
+        _tell(spec.init, inherit_weights(net, teacher, spec.init, batches), net)
     freeze_unused(net)
     return Segmenter(net, teacher.tokenizer).train()
 
@@ -136,6 +140,16 @@ def _shape_text(spec: StudentSpec, text: Any) -> None:
     text.hidden_size, text.num_attention_heads = width, width // per_head
     text.intermediate_size = _scaled(text.intermediate_size, width, old_width)
     text.num_hidden_layers = spec.text_depth or text.num_hidden_layers
+
+
+def _tell(init: str, inherited: Inherited, net: Sam3Model) -> None:
+    share = inherited.share(net)
+    counts = ", ".join(f"{len(names)} {origin}" for origin, names in vars(inherited).items())
+    log.log(
+        logging.WARNING if share < 0.5 else logging.INFO,
+        "student.init=%s: %.0f %% of the parameters start from the teacher's; tensors: %s.",
+        *(init, 100 * share, counts),
+    )
 
 
 def _scaled(old: int, width: int, old_width: int) -> int:
