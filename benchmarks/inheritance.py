@@ -137,9 +137,7 @@ def draw(means: Mapping[str, Curve], path: Path) -> Path:
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
-    return {
-        step: {name: statistics.mean(one[step][name] for one in curves) for name in MEASURES} for step in curves[0]
-    }
+    return {step: {name: statistics.mean(one[step][name] for one in curves) for name in MEASURES} for step in curves[0]}
 
 
 def main() -> None:

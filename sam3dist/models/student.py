@@ -35,13 +35,19 @@ def build_student(
     that every worker builds the same student. calibration: a few batches for the inits that look at the teacher's
     work (`MEASURED`), drawn only for those; what they give depends on the device to the last digits.
     """
+    student = blank_student(spec, teacher, seed)
+    if spec.init != "random":
+        batches = list(calibration) if spec.init in MEASURED else []
+        _tell(spec.init, inherit_weights(student.net, teacher, spec.init, batches), student.net)
+    return student
+
+
+def blank_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter:
+    """`build_student` before anything is inherited, for who has weights for it."""
     config = student_config(spec, teacher.net.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Sam3Model(config).float()
-    if spec.init != "random":
-        batches = list(calibration) if spec.init in MEASURED else []
-        _tell(spec.init, inherit_weights(net, teacher, spec.init, batches), net)
     freeze_unused(net)
     return Segmenter(net, teacher.tokenizer).train()
 

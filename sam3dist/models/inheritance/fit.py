@@ -2,24 +2,25 @@
 
 Where channels are left out, where a stream is turned, and where layers before are missing, a linear map of the student
 reads u instead of the teacher's x. The least-squares guess x = A u + c makes of the teacher's W x + b the student's
-(W A) u + (W c + b): what was lost is made up for as far as it depends linearly on what stays. That is the reconstruction
-of ThiNet (Luo et al. 2017) and SliceGPT's bases in one formula, and with nothing lost it is exact.
+(W A) u + (W c + b): what was lost is made up for as far as it depends linearly on what stays. That is the
+reconstruction of ThiNet (Luo et al. 2017) and SliceGPT's bases in one formula, and with nothing lost it is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam3Model
 
+from sam3dist.models.inheritance.absorb import absorbed_layers
 from sam3dist.models.inheritance.bases import centred
 from sam3dist.models.inheritance.observe import Watch, channels_last, frozen
 from sam3dist.models.inheritance.plan import Plan, kept_entries
+from sam3dist.models.inheritance.regression import Guess, Pairs
 from sam3dist.models.inheritance.spaces import (
     PATCH_NORM,
     TOWERS,
@@ -32,25 +33,18 @@ from sam3dist.models.inheritance.spaces import (
 from sam3dist.models.segmenter import Segmenter, segment
 from sam3dist.types import PromptBatch
 
-RIDGE = 1e-2
-"""Pulls a guess towards the plan's own, in shares of the mean variance of what the student reads."""
 NECK = "vision_encoder.neck"
 UNUSED = ("geometry_encoder.", "text_encoder.text_projection.")  # students have the smallest there can be
 
 
 @dataclass
-class Guess:
-    """x = A u + c; A is [channels of the teacher's, channels of the student's]."""
-
-    matrix: Tensor
-    constant: Tensor
-
-
-@dataclass
 class Reading:
-    """How each linear map of the student reads; by the teacher's name of the map's site (`site`)."""
+    """How the linear maps of a student come by what the teacher's read."""
 
     guesses: dict[str, Guess] = field(default_factory=dict)
+    """By the place where the teacher's map reads (`site`): x = A u + c, with u what the student's will read there."""
+    added: dict[str, Guess] = field(default_factory=dict)
+    """What the second matrix of an MLP is to add for layers that are missing behind it (`absorb`), by name."""
     start: tuple[Tensor, Tensor] | None = None
     """Gain and bias of the LayerNorm that makes the stream of patches, where that stream has a basis."""
 
@@ -88,14 +82,15 @@ def embedding_turn(norm: nn.LayerNorm, basis: Tensor) -> Tensor:
     """What makes the student's embeddings of the teacher's, [k, n]: the first LayerNorm's mean and gain come before
     the basis, since the student's can have them only in its own.
     """
-    return centred((norm.weight.detach()[:, None] * basis)).T
+    return centred(norm.weight.detach()[:, None] * basis).T
 
 
 def fitted_reading(plan: Plan, student: Sam3Model, teacher: Segmenter, batches: Sequence[PromptBatch]) -> Reading:
-    """Reading with guesses fitted to what the teacher reads in these batches; takes one forward pass."""
+    """Reading with guesses fitted to what the teacher reads in these batches; takes a forward pass or two."""
     net = teacher.net
     reading = planned_reading(plan, net)
-    sums: dict[str, _Sums] = {}
+    reading.added = absorbed_layers(plan, teacher, batches)
+    pairs: dict[str, Pairs] = {}
     gaps: dict[str, Tensor | float] = {}  # of this batch, by stream: the teacher's in the basis, less the student's
     sites, streams = _changed_sites(plan, student, net), set(plan.bases) | _shallower(student, teacher.net)
 
@@ -117,26 +112,34 @@ def fitted_reading(plan: Plan, student: Sam3Model, teacher: Segmenter, batches: 
 
             return look
 
+        def absorbed(name: str, stream: str) -> Callable[[Tensor, Tensor], None]:
+            guess = reading.added[name]
+
+            def look(hidden: Tensor, _: Tensor) -> None:
+                gaps[stream] = gaps.get(stream, 0.0) - turned(stream, hidden @ guess.matrix.T + guess.constant)
+
+            return look
+
         def norm(name: str, stream: str) -> Callable[[Tensor, Tensor], None]:
             module = _norm(net, name)
 
             def look(before: Tensor, after: Tensor) -> None:
                 mine = turned(stream, before) - gaps.get(stream, 0.0)
-                affine = (None, None) if stream in plan.bases else (module.weight, module.bias)
-                mine = F.layer_norm(mine, mine.shape[-1:], *affine, eps=module.eps)
-                sums.setdefault(name, _Sums()).add(watch.tokens(name, after), watch.tokens(name, mine))
+                gain, bias = (None, None) if stream in plan.bases else (module.weight, module.bias)
+                mine = F.layer_norm(mine, mine.shape[-1:], gain, bias, module.eps)
+                pairs.setdefault(name, Pairs()).add(watch.tokens(name, after), watch.tokens(name, mine))
 
             return look
 
         def neck(_: nn.Module, stream: Tensor) -> None:
             theirs = stream.movedim(1, -1)
             mine = turned("vision", theirs) - gaps.get("vision", 0.0)
-            sums.setdefault(NECK, _Sums()).add(theirs.flatten(0, -2), mine.flatten(0, -2))
+            pairs.setdefault(NECK, Pairs()).add(theirs.flatten(0, -2), mine.flatten(0, -2))
 
         def kept(name: str, entries: list[int]) -> Callable[[nn.Module, Tensor], None]:
             def look(module: nn.Module, values: Tensor) -> None:
                 tokens = watch.tokens(name, channels_last(module, values))
-                sums.setdefault(name, _Sums()).add(tokens, tokens[:, entries])
+                pairs.setdefault(name, Pairs()).add(tokens, tokens[:, entries])
 
             return look
 
@@ -145,6 +148,8 @@ def fitted_reading(plan: Plan, student: Sam3Model, teacher: Segmenter, batches: 
         for name, (stack, number) in stack_layers(net).items():
             if stack in streams and number not in plan.layers[stack]:
                 watch.after(name, missing(stack))
+            if stack in streams and f"{name}.mlp.fc2" in reading.added:
+                watch.after(f"{name}.mlp.fc2", absorbed(f"{name}.mlp.fc2", stack))
         for name, stream in stream_norms(net).items():
             if stream in streams and plan.stays(name):
                 watch.after(name, norm(name, stream))
@@ -156,39 +161,17 @@ def fitted_reading(plan: Plan, student: Sam3Model, teacher: Segmenter, batches: 
             gaps.clear()
             segment(teacher, batch)
 
-    for name, found in sums.items():
+    for name, found in pairs.items():
         reading.guesses[name] = found.guess(reading.guesses.get(name) or _itself(sites.get(name), found))
     return reading
 
 
-class _Sums:
-    """Of pairs of tokens x [T, n] and u [T, k]."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.parts: list[Tensor] = []
-
-    def add(self, theirs: Tensor, mine: Tensor) -> None:
-        theirs, mine = theirs.float(), mine.float()
-        parts = [theirs.sum(0), mine.sum(0), theirs.T @ mine, mine.T @ mine]
-        self.parts = [a + b for a, b in zip(self.parts, parts, strict=True)] if self.count else parts
-        self.count += len(theirs)
-
-    def guess(self, prior: Guess) -> Guess:
-        """The ridge regression of x on u that is drawn towards the prior."""
-        their_mean, my_mean, cross, own = (part.double() / self.count for part in self.parts)
-        cross = cross - their_mean[:, None] * my_mean
-        own = own - my_mean[:, None] * my_mean
-        start = prior.matrix.double()
-        ridge = RIDGE * own.diagonal().mean().clamp_min(1e-12) * torch.eye(len(own)).to(own)
-        matrix = start + torch.linalg.solve(own + ridge, (cross - start @ own).T).T
-        return Guess(matrix.float(), (their_mean - matrix @ my_mean).float())
-
-
-def _itself(entries: list[int] | None, sums: _Sums) -> Guess:
-    width = len(sums.parts[0])
-    zeros = torch.zeros_like(sums.parts[0])
-    return Guess(torch.eye(width).to(zeros)[:, entries if entries is not None else slice(None)], zeros)
+def _itself(entries: list[int] | None, pairs: Pairs) -> Guess:
+    """The prior that what is kept stands for itself; None keeps everything."""
+    nothing = pairs.nothing
+    width = len(nothing.constant)
+    everything = torch.eye(width).to(nothing.matrix)
+    return Guess(everything if entries is None else everything[:, entries], nothing.constant)
 
 
 def _changed_sites(plan: Plan, student: Sam3Model, teacher: Sam3Model) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from sam3dist.models.inheritance.fit import Reading, fitted_reading, planned_rea
 from sam3dist.models.inheritance.plan import even_plan, measured_plan, weight_plan
 from sam3dist.models.inheritance.survey import survey_activity
 from sam3dist.models.inheritance.taylor import survey_taylor
-from sam3dist.models.inheritance.transfer import Inherited, transfer
+from sam3dist.models.inheritance.transfer import Inherited, same_shape, transfer
 from sam3dist.models.segmenter import Segmenter
 from sam3dist.types import PromptBatch
 
@@ -36,6 +36,8 @@ def inherit_weights(
         plan = weight_plan(student, net)
         return transfer(plan, planned_reading(plan, net), student, net)
     assert init in MEASURED, init
+    if same_shape(student, net):
+        return transfer(even_plan(student, net), Reading(), student, net)
     assert calibration, f"init={init} needs calibration batches"
     survey = survey_activity(teacher, calibration) if init == "pca" else survey_taylor(teacher, calibration)
     plan = measured_plan(student, net, survey)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Sam3Model
 
 from sam3dist.models.inheritance.bases import basis_of_moments, chosen_channels, weight_moments
 from sam3dist.models.inheritance.even import even_heads, evenly, of_heads
 from sam3dist.models.inheritance.spaces import (
-    SHARED_HEADS,
     STACKS,
     TOWERS,
     head_count,
@@ -88,12 +85,16 @@ def measured_plan(student: Sam3Model, teacher: Sam3Model, survey: Survey) -> Pla
             bases[tower] = chosen_channels(_best(scores, width), len(scores)).to(scores)
         else:
             norms = [name for name, of in stream_norms(teacher).items() if of == tower and Plan(layers).stays(name)]
-            bases[tower] = basis_of_moments(sum((survey.moments[name] for name in norms[1:]), survey.moments[norms[0]]), width)
+            bases[tower] = basis_of_moments(
+                sum((survey.moments[name] for name in norms[1:]), survey.moments[norms[0]]), width
+            )
     return Plan(layers, _best_units(student, teacher, layers, survey.units), bases)
 
 
-def kept_entries(plan: Plan, name: str, axis: int, student: Sam3Model, teacher: Sam3Model, have: int) -> list[int] | None:
-    """Which of the `have` entries of the teacher's axis this axis of the student's parameter keeps; None if it has too few.
+def kept_entries(
+    plan: Plan, name: str, axis: int, student: Sam3Model, teacher: Sam3Model, have: int
+) -> list[int] | None:
+    """Which of the `have` entries of the teacher's axis the student's parameter keeps; None if it has too few.
 
     Not for the axis of a stream that has a basis.
     """
@@ -125,11 +126,13 @@ def _even_layers(student: Sam3Model, teacher: Sam3Model) -> dict[str, list[int]]
 
 def _best_layers(student: Sam3Model, teacher: Sam3Model, survey: Survey) -> dict[str, list[int]]:
     layers = _even_layers(student, teacher)
-    for stack, (ours, _) in _stacks(student, teacher).items():
-        kinds = [False] * len(survey.layers[stack]), [False] * len(ours)
+    for stack, (ours, theirs) in _stacks(student, teacher).items():
+        kinds, wanted = [False] * len(theirs), [False] * len(ours)
         if stack == "vision":
-            kinds = tuple([i in _global(net) for i in range(len(k))] for net, k in zip((teacher, student), kinds, strict=True))
-        layers[stack] = best_layers(survey.layers[stack], *kinds) or layers[stack]
+            kinds, wanted = (
+                [i in _global(net) for i in range(len(part))] for net, part in ((teacher, theirs), (student, ours))
+            )
+        layers[stack] = best_layers(survey.layers[stack], kinds, wanted) or layers[stack]
     return layers
 
 
@@ -153,7 +156,9 @@ def _global(net: Sam3Model) -> list[int]:
 def _narrower(student: Sam3Model, teacher: Sam3Model) -> dict[str, int]:
     """The student's width of every stream that both have and that is narrower in the student."""
     ours, theirs = towers(student), towers(teacher)
-    widths = {tower: (ours[tower].config.hidden_size, theirs[tower].config.hidden_size) for tower in ours.keys() & theirs}
+    widths = {
+        tower: (ours[tower].config.hidden_size, theirs[tower].config.hidden_size) for tower in ours.keys() & theirs
+    }
     return {tower: want for tower, (want, have) in sorted(widths.items()) if want < have}
 
 
@@ -170,7 +175,10 @@ def _best_units(
         module = student.get_submodule(name)
         axis = input_axis(module)
         assert axis is not None
-        want, have = (net.get_parameter(f"{own}.weight").shape[axis] for net, own in ((student, name), (teacher, plan.source(name))))
+        want, have = (
+            net.get_parameter(f"{own}.weight").shape[axis]
+            for net, own in ((student, name), (teacher, plan.source(name)))
+        )
         heads, wanted = head_count(teacher, space), head_count(student, own_space)
         if want < have and (not heads or not wanted or have // heads == want // wanted):
             units[space] = _best(scores[space], wanted or want)

@@ -30,7 +30,9 @@ SHARED_HEADS = "detr_decoder.vision_cross_attn"
 """All layers of the decoder get one position bias per head from the same small network."""
 
 HEADS = re.compile(r"(.*(?:attn|attention))\.(?:([qkv]_proj)\.(?:weight|bias)|(?:o|out)_proj\.(weight))$")
-HIDDEN = re.compile(r"(.*\.mlp|dot_product_scoring\.text_mlp)\.(?:(fc1|layer1)\.(?:weight|bias)|(?:fc2|layer2)\.(weight))$")
+HIDDEN = re.compile(
+    r"(.*\.mlp|dot_product_scoring\.text_mlp)\.(?:(fc1|layer1)\.(?:weight|bias)|(?:fc2|layer2)\.(weight))$"
+)
 UPSAMPLED = re.compile(r"(vision_encoder\.neck\.fpn_layers\.(\d+))\.(?:scale_layers\.(\d+)|(proj1))\.(weight|bias)$")
 
 
@@ -116,7 +118,7 @@ def stream_writers(net: Sam3Model) -> dict[str, str]:
         name: tower
         for tower in towers(net)
         for name, _ in net.named_modules()
-        if name == starts[tower] or name.startswith(STACKS[tower]) and name.endswith((".o_proj", ".out_proj", ".fc2"))
+        if name == starts[tower] or (name.startswith(STACKS[tower]) and name.endswith((".o_proj", ".out_proj", ".fc2")))
     }
 
 

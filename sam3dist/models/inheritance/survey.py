@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Sam3Model
 
 from sam3dist.models.inheritance.observe import Watch, channels_last, frozen
 from sam3dist.models.inheritance.spaces import head_count, input_axis, stack_layers, stream_norms, unit_readers
@@ -41,7 +42,7 @@ def survey_activity(teacher: Segmenter, batches: Sequence[PromptBatch]) -> Surve
     """
     net, found = teacher.net, Survey()
     readers, stacked = unit_readers(net), stack_layers(net)
-    read: dict[str, _Covariance] = {}
+    covariances: dict[str, _Covariance] = {}
     cosines: dict[str, list[Tensor]] = {name: [] for name in stacked}
 
     with frozen(net), torch.no_grad(), Watch(net) as watch:
@@ -57,14 +58,14 @@ def survey_activity(teacher: Segmenter, batches: Sequence[PromptBatch]) -> Surve
             def look(module: nn.Module, values: Tensor) -> None:
                 heads = head_count(net, readers[name])
                 tokens = watch.tokens(name, channels_last(module, values)).float()
-                read.setdefault(name, _Covariance()).add(tokens.unflatten(1, (heads or tokens.shape[1], -1)))
+                covariances.setdefault(name, _Covariance()).add(tokens.unflatten(1, (heads or tokens.shape[1], -1)))
 
             return look
 
         def influence(name: str) -> Callable[[Tensor, Tensor], None]:
             def look(before: Tensor, after: Tensor) -> None:
-                sides = (watch.tokens(name, values).float() for values in (before, after))
-                cosines[name].append(torch.cosine_similarity(*sides, dim=-1))
+                read, written = (watch.tokens(name, values).float() for values in (before, after))
+                cosines[name].append(torch.cosine_similarity(read, written, dim=-1))
 
             return look
 
@@ -77,8 +78,8 @@ def survey_activity(teacher: Segmenter, batches: Sequence[PromptBatch]) -> Surve
         for batch in batches:
             segment(teacher, batch)
 
-    for name, seen in read.items():
-        matrix = _read_by(net.get_submodule(name)).unflatten(0, seen.total.shape)  # [units, channels, outputs]
+    for name, seen in covariances.items():
+        matrix = _read_by(net, name).unflatten(0, seen.total.shape)  # [units, channels, outputs]
         found.add(found.units, readers[name], torch.einsum("uco,ucd,udo->u", matrix, seen.matrix(), matrix))
     for name, (stack, _) in stacked.items():
         found.layers.setdefault(stack, []).append(1 - float(torch.cat(cosines[name]).mean()))
@@ -95,12 +96,12 @@ class _Covariance:
 
     def __init__(self) -> None:
         self.count = 0
+        self.total = self.squares = torch.zeros(())
 
     def add(self, tokens: Tensor) -> None:
-        total, squares = tokens.sum(0), torch.einsum("tuc,tud->ucd", tokens, tokens)
-        self.total = self.total + total if self.count else total
-        self.squares = self.squares + squares if self.count else squares
         self.count += len(tokens)
+        self.total = self.total.to(tokens) + tokens.sum(0)
+        self.squares = self.squares.to(tokens) + torch.einsum("tuc,tud->ucd", tokens, tokens)
 
     def matrix(self) -> Tensor:
         """[units, channels, channels]."""
@@ -108,9 +109,8 @@ class _Covariance:
         return self.squares / self.count - mean[:, :, None] * mean[:, None, :]
 
 
-def _read_by(module: nn.Module) -> Tensor:
+def _read_by(net: Sam3Model, name: str) -> Tensor:
     """The weight of a linear map as [what it reads, everything else]."""
-    axis = input_axis(module)
+    axis = input_axis(net.get_submodule(name))
     assert axis is not None
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment]
-    return weight.float().movedim(axis, 0).flatten(1)
+    return net.get_parameter(f"{name}.weight").detach().float().movedim(axis, 0).flatten(1)

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam3Model
 
-from sam3dist.models.inheritance.fit import UNUSED, Guess, Reading, embedding_turn, site
+from sam3dist.models.inheritance.fit import UNUSED, Reading, embedding_turn, site
 from sam3dist.models.inheritance.plan import Plan, kept_entries
+from sam3dist.models.inheritance.regression import Guess
 from sam3dist.models.inheritance.spaces import PATCH_NORM, TOWERS, input_axis, space_of, stream_norms
+
+SPARE = "mask_decoder.pixel_decoder."  # has stages that no student needs
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ class Inherited:
     def share(self, student: Sam3Model) -> float:
         """Which part of the student's parameters starts from the teacher's."""
         return 1 - sum(student.get_parameter(name).numel() for name in self.fresh) / student.num_parameters()
+
+
+def same_shape(student: Sam3Model, teacher: Sam3Model) -> bool:
+    """Whether the two differ at most in what text prompts never use."""
+    ours, theirs = (
+        {name: parameter.shape for name, parameter in net.named_parameters() if not name.startswith(UNUSED)}
+        for net in (student, teacher)
+    )
+    return ours == {name: shape for name, shape in theirs.items() if name in ours or not name.startswith(SPARE)}
 
 
 @torch.no_grad()
@@ -62,9 +74,11 @@ def _made(plan: Plan, reading: Reading, name: str, student: Sam3Model, teacher: 
     origin = "copied"
     if name.endswith("embeddings.position_embeddings"):
         value = _resize_positions(value, want.shape[1])
+    if original.rsplit(".", 1)[0] in reading.added:
+        value, origin = _with_added(reading, original, teacher), "projected"
     guess, reads = _guess(reading, original, teacher)
     if guess is not None:
-        value, origin = _as_read(value, guess, reads, original, teacher), "projected"
+        value, origin = _as_read(value, guess, reads, reading, original, teacher), "projected"
     for axis in range(want.dim()):
         if guess is not None and axis == reads:
             continue
@@ -104,16 +118,27 @@ def _guess(reading: Reading, name: str, teacher: Sam3Model) -> tuple[Guess | Non
     return guess, axis if kind == "weight" else None
 
 
-def _as_read(value: Tensor, guess: Guess, axis: int | None, name: str, teacher: Sam3Model) -> Tensor:
+def _as_read(value: Tensor, guess: Guess, axis: int | None, reading: Reading, name: str, teacher: Sam3Model) -> Tensor:
     """The weight (W A) or the bias (W c + b) of a linear map that reads what the guess is made from."""
     if axis is not None:
         return torch.tensordot(value, guess.matrix, dims=([axis], [0])).movedim(-1, axis)
-    module = teacher.get_submodule(name.rsplit(".", 1)[0])
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    path = name.rsplit(".", 1)[0]
+    module = teacher.get_submodule(path)
+    weight = _with_added(reading, f"{path}.weight", teacher)
     constant = torch.tensordot(weight, guess.constant, dims=([input_axis(module)], [0]))
     if isinstance(module, nn.ConvTranspose2d):  # each output pixel has one cell of the kernel, a convolution's all
         return value + constant.mean(dim=(1, 2))
     return value + constant.reshape(len(constant), -1).sum(1)
+
+
+def _with_added(reading: Reading, name: str, teacher: Sam3Model) -> Tensor:
+    """The teacher's parameter, with what it takes over from missing layers."""
+    path, kind = name.rsplit(".", 1)
+    parameter = teacher.get_parameter(name)
+    added = reading.added.get(path)
+    if added is None:
+        return parameter
+    return parameter + (added.matrix if kind == "weight" else added.constant)
 
 
 def _turned(plan: Plan, name: str, value: Tensor, axis: int, teacher: Sam3Model) -> Tensor:
