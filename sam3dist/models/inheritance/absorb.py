@@ -55,8 +55,13 @@ def absorbed_layers(plan: Plan, teacher: Segmenter, batches: Sequence[PromptBatc
             watch.before(mlp, kept(mlp))
             for layer in layers:
                 watch.after(layer, missing(mlp, last=layer == layers[-1]))
+        whole = any(mlp.startswith(STACKS["encoder"]) for mlp in gaps)
         for batch in batches:
-            segment(teacher, batch)
+            if whole:
+                segment(teacher, batch)
+            else:  # the towers take a part of the time
+                net.vision_encoder.backbone(teacher.normalised(batch.images.to(teacher.device)))
+                teacher.read(batch.prompts)
     return {mlp: found.guess(found.nothing) for mlp, found in pairs.items()}
 
 
@@ -64,8 +69,10 @@ def missing_after(plan: Plan, depths: Mapping[str, int]) -> dict[str, list[str]]
     """The teacher's layers that are missing right behind one that stays, by the name of that one's `fc2`."""
     found = {}
     for stack in RESIDUAL:
-        kept = plan.layers.get(stack, [])
-        for layer, following in zip(kept, [*kept[1:], depths.get(stack, 0)], strict=True):
+        if stack not in plan.layers:
+            continue
+        kept = plan.layers[stack]
+        for layer, following in zip(kept, [*kept[1:], depths[stack]], strict=True):
             if following > layer + 1:
                 found[f"{STACKS[stack]}{layer}.mlp.fc2"] = [f"{STACKS[stack]}{n}" for n in range(layer + 1, following)]
     return found

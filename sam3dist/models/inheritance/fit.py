@@ -45,6 +45,8 @@ class Reading:
     """By the place where the teacher's map reads (`site`): x = A u + c, with u what the student's will read there."""
     added: dict[str, Guess] = field(default_factory=dict)
     """What the second matrix of an MLP is to add for layers that are missing behind it (`absorb`), by name."""
+    presence: Tensor | None = None
+    """The teacher's presence logits [P] of all batches it was asked about."""
     start: tuple[Tensor, Tensor] | None = None
     """Gain and bias of the LayerNorm that makes the stream of patches, where that stream has a basis."""
 
@@ -72,7 +74,9 @@ def planned_reading(plan: Plan, teacher: Sam3Model) -> Reading:
                 reading.guesses[name] = Guess(norm.weight.detach()[:, None] * basis * gain, norm.bias.detach().clone())
         if stream == "vision":
             norm = _norm(teacher, PATCH_NORM)
-            gain = float(embedding_turn(norm, basis).square().sum() / basis.shape[1]) ** 0.5
+            # Of tokens in all directions with mean 0 and variance 1, as many as there are but one.
+            squares = embedding_turn(norm, basis).square().sum() * len(basis) / (len(basis) - 1)
+            gain = float(squares / basis.shape[1]) ** 0.5
             reading.guesses[NECK] = Guess(basis, torch.zeros_like(norm.bias))
             reading.start = torch.full_like(basis[0], gain), basis.T @ norm.bias.detach()
     return reading
@@ -91,6 +95,7 @@ def fitted_reading(plan: Plan, student: Sam3Model, teacher: Segmenter, batches: 
     reading = planned_reading(plan, net)
     reading.added = absorbed_layers(plan, teacher, batches)
     pairs: dict[str, Pairs] = {}
+    presence: list[Tensor] = []
     gaps: dict[str, Tensor | float] = {}  # of this batch, by stream: the teacher's in the basis, less the student's
     sites, streams = _changed_sites(plan, student, net), set(plan.bases) | _shallower(student, teacher.net)
 
@@ -159,8 +164,9 @@ def fitted_reading(plan: Plan, student: Sam3Model, teacher: Segmenter, batches: 
             watch.before(name, kept(name, entries))
         for batch in batches:
             gaps.clear()
-            segment(teacher, batch)
+            presence.append(segment(teacher, batch).presence_logits)
 
+    reading.presence = torch.cat(presence)
     for name, found in pairs.items():
         reading.guesses[name] = found.guess(reading.guesses.get(name) or _itself(sites.get(name), found))
     return reading
@@ -180,7 +186,7 @@ def _changed_sites(plan: Plan, student: Sam3Model, teacher: Sam3Model) -> dict[s
     known = dict(teacher.named_modules())
     for name, module in student.named_modules():
         axis, source = input_axis(module), plan.source(name)
-        if axis is None or source not in known or f"{name}.".startswith(UNUSED):
+        if axis is None or type(known.get(source)) is not type(module) or f"{name}.".startswith(UNUSED):
             continue
         if space_of(f"{source}.weight", axis) in TOWERS:
             continue

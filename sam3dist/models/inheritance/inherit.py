@@ -8,6 +8,7 @@ from transformers import Sam3Model
 
 from sam3dist.models.inheritance.fit import Reading, fitted_reading, planned_reading
 from sam3dist.models.inheritance.plan import even_plan, measured_plan, weight_plan
+from sam3dist.models.inheritance.presence import correct_presence
 from sam3dist.models.inheritance.survey import survey_activity
 from sam3dist.models.inheritance.taylor import survey_taylor
 from sam3dist.models.inheritance.transfer import Inherited, same_shape, transfer
@@ -41,4 +42,8 @@ def inherit_weights(
     assert calibration, f"init={init} needs calibration batches"
     survey = survey_activity(teacher, calibration) if init == "pca" else survey_taylor(teacher, calibration)
     plan = measured_plan(student, net, survey)
-    return transfer(plan, fitted_reading(plan, student, teacher, calibration), student, net)
+    reading = fitted_reading(plan, student, teacher, calibration)
+    inherited = transfer(plan, reading, student, net)
+    assert reading.presence is not None
+    correct_presence(Segmenter(student, teacher.tokenizer), reading.presence, calibration)
+    return inherited.projecting("detr_decoder.presence_head.layer3.")

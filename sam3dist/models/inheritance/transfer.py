@@ -30,6 +30,12 @@ class Inherited:
     fresh: tuple[str, ...]
     """The teacher has no such parameter or a smaller one, or text prompts never use it; keeps its random start."""
 
+    def projecting(self, prefix: str) -> Inherited:
+        """The same, with what was copied or sliced of these names counted as projected."""
+        moved = tuple(name for name in self.copied + self.sliced if name.startswith(prefix))
+        copied, sliced = (tuple(name for name in of if name not in moved) for of in (self.copied, self.sliced))
+        return Inherited(copied, sliced, self.projected + moved, self.fresh)
+
     def share(self, student: Sam3Model) -> float:
         """Which part of the student's parameters starts from the teacher's."""
         return 1 - sum(student.get_parameter(name).numel() for name in self.fresh) / student.num_parameters()
