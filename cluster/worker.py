@@ -65,7 +65,7 @@ def _train(
 ) -> Report:
     device = own_device(config.strategy)
     base = load_teacher(shape_source(config), device, "fp32")  # the student starts from its exact weights
-    student = _student(config, base, resume)
+    student = make_student(config, base, resume)
     reference_millions = model_size(base.net.config).params_millions
     asked = None
     if answers is None and teaches(config):
@@ -112,7 +112,7 @@ def _train(
         )
 
 
-def _student(config: DistillConfig, base: Segmenter, resume: Path | None) -> Segmenter:
+def make_student(config: DistillConfig, base: Segmenter, resume: Path | None) -> Segmenter:
     """The student of a fresh run as `student.init` says, the same on every rank; of a resumed one only its shape."""
     if resume is not None:
         return blank_student(config.student, base, config.run.seed)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Sam3Model
 
@@ -43,9 +44,9 @@ class Plan:
     def source(self, name: str) -> str:
         """The teacher's parameter or module for one of the student's: the same, in the layer that is inherited."""
         match = LAYER.match(name)
-        if match is None:
+        stack = match and next(stack for stack, prefix in STACKS.items() if prefix == match[1])
+        if match is None or stack not in self.layers:  # no layer, or one of a tower that the teacher does not have
             return name
-        stack = next(stack for stack, prefix in STACKS.items() if prefix == match[1])
         return f"{match[1]}{self.layers[stack][int(match[2])]}.{name[match.end() :]}"
 
     def stays(self, name: str) -> bool:
@@ -85,9 +86,7 @@ def measured_plan(student: Sam3Model, teacher: Sam3Model, survey: Survey) -> Pla
             bases[tower] = chosen_channels(_best(scores, width), len(scores)).to(scores)
         else:
             norms = [name for name, of in stream_norms(teacher).items() if of == tower and Plan(layers).stays(name)]
-            bases[tower] = basis_of_moments(
-                sum((survey.moments[name] for name in norms[1:]), survey.moments[norms[0]]), width
-            )
+            bases[tower] = basis_of_moments(torch.stack([survey.moments[name] for name in norms]).sum(0), width)
     return Plan(layers, _best_units(student, teacher, layers, survey.units), bases)
 
 
@@ -129,9 +128,8 @@ def _best_layers(student: Sam3Model, teacher: Sam3Model, survey: Survey) -> dict
     for stack, (ours, theirs) in _stacks(student, teacher).items():
         kinds, wanted = [False] * len(theirs), [False] * len(ours)
         if stack == "vision":
-            kinds, wanted = (
-                [i in _global(net) for i in range(len(part))] for net, part in ((teacher, theirs), (student, ours))
-            )
+            kinds = [layer in _global(teacher) for layer in range(len(theirs))]
+            wanted = [layer in _global(student) for layer in range(len(ours))]
         layers[stack] = best_layers(survey.layers[stack], kinds, wanted) or layers[stack]
     return layers
 
@@ -172,8 +170,7 @@ def _best_units(
         space = known.get(plan.source(name))
         if space is None:
             continue
-        module = student.get_submodule(name)
-        axis = input_axis(module)
+        axis = input_axis(student.get_submodule(name))
         assert axis is not None
         want, have = (
             net.get_parameter(f"{own}.weight").shape[axis]

@@ -96,10 +96,10 @@ def random_direction(answers: SegOutputs) -> Tensor:
         score,
         answers.presence_logits.sigmoid(),
     ]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(score.device).manual_seed(0)
     total = torch.zeros((), device=score.device)
     for part in parts:
-        signs = (torch.rand(part.shape, generator=generator) < 0.5).to(part) * 2 - 1
+        signs = (torch.rand(part.shape, generator=generator, device=part.device) < 0.5).to(part) * 2 - 1
         scale = (part.detach().square().mean() * part[0].numel()).clamp_min(1e-12).rsqrt()
         total = total + (part * signs).sum() * scale
     return total
