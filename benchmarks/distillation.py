@@ -21,7 +21,7 @@ from torch import nn
 
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import load_preset, with_overrides
-from sam3dist.data.batches import endless, evaluation_batches
+from sam3dist.data.batches import calibration_batches, endless, evaluation_batches
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import Shards, open_shards
 from sam3dist.engine.loop import train
@@ -40,7 +40,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 def quality(config: DistillConfig, learn: Shards, test: Shards) -> tuple[float, float]:
     """mIoU over positive pairs of unseen scenes, before and after training."""
     teacher = load_teacher(config.teacher.source)
-    student = build_student(config.student, teacher, config.run.seed)
+    looked_at = calibration_batches(
+        learn, config.data, teacher.image_size, config.student.calibration_images, config.run.seed
+    )
+    student = build_student(config.student, teacher, config.run.seed, looked_at)
     taught = config.distillation.beta > 0 or config.distillation.gamma > 0
     torch.manual_seed(config.run.seed)
     pupil = Pupil(student, teacher.feature_widths if config.distillation.gamma > 0 else {})

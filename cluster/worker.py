@@ -20,7 +20,7 @@ from cluster.stopping import STOP
 from cluster.streams import TRAIN, training_batches
 from cluster.taught import shape_source, teaches
 from sam3dist.answers import imitated_features
-from sam3dist.data.batches import evaluation_batches
+from sam3dist.data.batches import calibration_batches, evaluation_batches
 from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import TrainingState, read_state
 from sam3dist.engine.loggers import make_loggers
@@ -29,9 +29,9 @@ from sam3dist.errors import ResourceError
 from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Pupil, Segmenter, feature_widths
 from sam3dist.models.size import model_size
-from sam3dist.models.student import build_student
+from sam3dist.models.student import blank_student, build_student
 from sam3dist.models.teacher import in_precision, load_teacher, teacher_config
-from sam3dist.strategies.processes import own_device, sum_over_ranks
+from sam3dist.strategies.processes import own_device, share_weights, sum_over_ranks
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import Report
 
@@ -67,7 +67,7 @@ def _train(
     like, token = config.student.like, config.teacher.geometry_token
     # The student starts from its exact weights.
     base = load_teacher(shape_source(config), device, "fp32", token if like is None else None)
-    student = build_student(config.student, base, config.run.seed)
+    student = make_student(config, base, resume)
     reference_millions = model_size(base.net.config).params_millions
     asked = None
     if answers is None and teaches(config):
@@ -112,6 +112,20 @@ def _train(
             epoch_images=open_shards(_named(config.data.train)).rows,
             told_to_stop=_stop_file(run_dir),
         )
+
+
+def make_student(config: DistillConfig, base: Segmenter, resume: Path | None) -> Segmenter:
+    """The student of a fresh run as `student.init` says, the same on every rank; of a resumed one only its shape."""
+    if resume is not None:
+        return blank_student(config.student, base, config.run.seed)
+    shards = open_shards(_named(config.data.train))
+    looked_at = calibration_batches(
+        shards, config.data, base.image_size, config.student.calibration_images, config.run.seed
+    )
+    student = build_student(config.student, base, config.run.seed, looked_at)
+    # What is measured differs in the last digits from GPU to GPU, and the sign of a direction with them.
+    share_weights(student, base.device)
+    return student
 
 
 def batches_seen(state: TrainingState, config: DistillConfig) -> int:

@@ -84,10 +84,15 @@ class StudentSpec(Settings):
     """Where a text tower of open_clip starts: a tag that open_clip publishes, or a checkpoint of such a model; null
     draws it at random."""
     like: str | None = None
-    """Network of SAM3's architecture that the nulls here and init=teacher mean; None is teacher.source itself. For
-    teachers of another architecture, whose answers are stored."""
-    init: Literal["teacher", "random"] = "teacher"
-    """teacher: copy every weight that fits, layers and channels evenly chosen; random: start from nothing."""
+    """Network of SAM3's architecture that the nulls here mean and that init starts from; None is teacher.source itself.
+    For teachers of another architecture, whose answers are stored, and to prune in steps: the run directory of a larger
+    student of the same teacher."""
+    init: Literal["random", "copy", "svd", "pca", "importance"] = "copy"
+    """random: start from nothing; copy: every weight that fits, layers and channels evenly chosen; svd: chosen by the
+    weights alone; pca: by what the teacher computes from a few images, streams in the basis of their principal
+    directions; importance: by how far the teacher's answers move without a layer, head or channel."""
+    calibration_images: int = Field(32, ge=1, le=4096)
+    """Training images at which init=pca and init=importance look before the run."""
 
 
 class DataConfig(Settings):

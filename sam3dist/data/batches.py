@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 32
 """Phrases of an evaluation batch, at most, where `prompts_per_batch` is not given."""
+CALIBRATION_IMAGES = 2
+"""Images of a calibration batch, at most."""
 
 
 def batches(
@@ -158,6 +160,18 @@ def evaluation_batches(
         prompts_per_batch=prompts_per_batch,
         rejects=rejects,
     )
+
+
+def calibration_batches(
+    shards: Shards, data: DataConfig, image_size: int, images: int, seed: int
+) -> Generator[PromptBatch]:
+    """The first `images` images in small batches, as training sees them, for what looks at a teacher at work.
+
+    Small, because a teacher that must remember what it computed needs ten times the memory of one that answers.
+    """
+    few = min(data.images_per_batch, CALIBRATION_IMAGES)
+    rows = first_rows(shards.row_groups, images)
+    return batches(rows, data, image_size, seed=seed, epoch=0, training=True, images_per_batch=few)
 
 
 def _length(groups: Sequence[RowGroup], data: DataConfig) -> int:

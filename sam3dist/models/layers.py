@@ -43,6 +43,22 @@ def vision_layers(have: int, have_global: Sequence[int], want: int, want_global:
     return sources
 
 
+def best_layers(scores: Sequence[float], kinds: Sequence[bool], wanted: Sequence[bool]) -> list[int] | None:
+    """The layers, in order and each once, whose scores add up to most; None if there is no such choice.
+
+    A layer that attends to the whole image (True in `kinds`) takes a place of its kind in `wanted`, which says what
+    the copy's layers do.
+    """
+    # best[place]: the score of the best choice for the first `place` places, and the choice.
+    best: list[tuple[float, list[int]] | None] = [(0.0, []), *[None] * len(wanted)]
+    for layer, (score, kind) in enumerate(zip(scores, kinds, strict=True)):
+        for place in range(len(wanted), 0, -1):
+            before, known = best[place - 1], best[place]
+            if before and wanted[place - 1] == kind and (known is None or before[0] + score > known[0]):
+                best[place] = (before[0] + score, [*before[1], layer])
+    return best[-1] and best[-1][1]
+
+
 def spread(have: int, want: int) -> list[int]:
     """`want` of `have` indexes at equal distances, the last among them."""
     return [max(round((index + 1) * have / want) - 1, 0) for index in range(want)]

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import Sam3Config
+from transformers import Sam3Config, Sam3Model
 
 from sam3dist.errors import ConfigError
 from sam3dist.models.backbones import backbone_pixels, load_backbone
-from sam3dist.models.inherit import inherit_weights
+from sam3dist.models.inheritance.inherit import MEASURED, inherit_weights
+from sam3dist.models.inheritance.transfer import Inherited
 from sam3dist.models.layers import global_layers
 from sam3dist.models.modeling_sam3_student import STRIDES, Sam3StudentConfig, TimmVisionConfig
 from sam3dist.models.network import build_network, has_backbone
 from sam3dist.models.segmenter import Segmenter, freeze_unused
 from sam3dist.models.text_towers import CAUSAL, load_text_tower, shape_text
 from sam3dist.models.widths import require_multiple, scaled
+from sam3dist.types import PromptBatch
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import StudentSpec
@@ -33,27 +36,36 @@ NAMING = ("model_type", "architectures", "auto_map")
 """Keys of a configuration that say by which class it is built."""
 
 
-def build_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter:
+def build_student(
+    spec: StudentSpec, teacher: Segmenter, seed: int, calibration: Iterable[PromptBatch] = ()
+) -> Segmenter:
     """The student, in float32 and train mode, with the teacher's tokenizer; what text prompts never use is frozen.
 
-    It starts from the teacher's weights, or from nothing with `init: random`; a backbone or text tower of another
+    It starts from the teacher's weights as `init` says, "random" from nothing; a backbone or text tower of another
     family from weights of its own. `seed` draws what is left, so that every worker builds the same student.
+    calibration: a few batches for the inits that look at the teacher's work (`MEASURED`), drawn only for those; what
+    they give depends on the device to the last digits.
     """
-    config = student_config(spec, teacher.net.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = build_network(config).float()
-    if spec.init == "teacher":
-        inherited = inherit_weights(net, teacher.net)
-        share = sum(net.get_parameter(name).numel() for name in inherited.fresh) / net.num_parameters()
-        if share > 0.5 and spec.backbone is None and spec.text_tower in (None, "clip"):
-            log.warning("student.init=teacher: %.0f %% of the parameters do not fit and start random.", 100 * share)
-    if spec.init != "random":
-        _inherit_statistics(net, teacher.net)
+    student = blank_student(spec, teacher, seed)
+    net = student.net
+    # First, since what the teacher has of the same backbone has learned more.
     if spec.backbone_weights is not None:
         load_backbone(net.vision_encoder.backbone, str(spec.backbone), spec.backbone_weights)
     if spec.text_weights is not None:
         load_text_tower(net.text_encoder, str(spec.text_tower), spec.text_weights)
+    if spec.init != "random":
+        _inherit_statistics(net, teacher.net)
+        batches = list(calibration) if spec.init in MEASURED else []
+        _tell(spec.init, inherit_weights(net, teacher, spec.init, batches), net)
+    return student
+
+
+def blank_student(spec: StudentSpec, teacher: Segmenter, seed: int) -> Segmenter:
+    """`build_student` before anything is inherited, for who has weights for it."""
+    config = student_config(spec, teacher.net.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_network(config).float()
     freeze_unused(net)
     return Segmenter(net, teacher.tokenizer).train()
 
@@ -195,3 +207,13 @@ def _shape_detr(spec: StudentSpec, config: Any) -> None:
     encoder.num_layers = spec.encoder_layers or encoder.num_layers
     decoder.num_layers = spec.decoder_layers or decoder.num_layers
     decoder.num_queries = spec.num_queries or decoder.num_queries
+
+
+def _tell(init: str, inherited: Inherited, net: Sam3Model) -> None:
+    share = inherited.share(net)
+    counts = ", ".join(f"{len(names)} {origin}" for origin, names in vars(inherited).items())
+    log.log(
+        logging.WARNING if share < 0.5 else logging.INFO,
+        "student.init=%s: %.0f %% of the parameters start from the teacher's; tensors: %s.",
+        *(init, 100 * share, counts),
+    )

@@ -99,6 +99,17 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
 
 
+@torch.no_grad()
+def share_weights(module: nn.Module, device: torch.device) -> None:
+    """Give the parameters and buffers of rank 0 to every rank, by way of `device`. All ranks call it together."""
+    if rank_and_size()[1] == 1:
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        moved = tensor.detach().to(device).contiguous()
+        dist.broadcast(moved, src=0)
+        tensor.copy_(moved)
+
+
 def barrier() -> None:
     """Returns once every rank is here."""
     if dist.is_initialized():

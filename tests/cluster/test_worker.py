@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from cluster.worker import batches_seen, memory_explained
+from cluster.worker import batches_seen, make_student, memory_explained
 from sam3dist.config.distill import DistillConfig
-from sam3dist.config.load import with_overrides
+from sam3dist.config.load import load_preset, with_overrides
+from sam3dist.data.samples.write import scene_shards
 from sam3dist.engine.checkpoint import TrainingState
 from sam3dist.errors import ResourceError
+from sam3dist.models.student import build_student
+from sam3dist.models.teacher import load_teacher
 
 
 def test_a_full_gpu_is_one_line_with_the_settings_to_lower():
@@ -27,3 +32,15 @@ def test_a_resumed_run_leaves_out_the_images_it_has_seen(tiny_run: DistillConfig
     )  # fmt: skip
     config = with_overrides(tiny_run, {"strategy.num_workers": workers, "data.images_per_batch": 2})
     assert batches_seen(state, config) == left_out
+
+
+def test_a_fresh_student_looks_at_the_training_images_and_a_resumed_one_at_none(tmp_path: Path):
+    teacher = load_teacher("embedded")
+    changes = {"data.train": str(scene_shards(tmp_path, 6, seed=0)), "student.init": "pca"}
+    config = with_overrides(load_preset("smoke"), {**changes, "student.calibration_images": 4})
+    fresh = make_student(config, teacher, None).net.state_dict()
+    resumed = make_student(with_overrides(config, {"data.train": "nowhere"}), teacher, tmp_path).net.state_dict()
+    random = build_student(with_overrides(config, {"student.init": "random"}).student, teacher, 0).net.state_dict()
+    name = "vision_encoder.backbone.layers.0.mlp.fc1.weight"
+    assert torch.equal(resumed[name], random[name])
+    assert not torch.equal(fresh[name], random[name])

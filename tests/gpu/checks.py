@@ -28,6 +28,8 @@ from sam3dist.types import PromptBatch
 
 HERE = Path(__file__).parent
 SECONDS_TO_MEASURE = 10
+LOOKED_AT = [scene_batch([(3, 3, number) for number in range(8)], 4)]
+"""For a student.init that measures the teacher's work."""
 
 
 def same_answers_as_on_the_cpu() -> dict[str, float]:
@@ -55,7 +57,7 @@ def distilling_works(kind: str) -> dict[str, float]:
     config.strategy.kind = kind
     config.strategy.reshard_after_forward = True
     teacher = load_teacher("embedded", "cuda", "auto")
-    student = build_student(config.student, teacher, seed=0)
+    student = build_student(config.student, teacher, 0, LOOKED_AT)
     held_out = [scene_batch([(3, 1, 8 * start + k) for k in range(8)], None) for start in range(8)]
 
     def measure(module: torch.nn.Module) -> dict[str, float]:
@@ -95,7 +97,7 @@ def losses_agree() -> dict[str, float]:
     """The total loss of a student under the embedded teacher, on both devices."""
     config = plain(HERE / "config.yaml")
     teacher = load_teacher("embedded", "cpu", "fp32")
-    pupil = Pupil(build_student(config.student, teacher, seed=1), teacher.feature_widths)
+    pupil = Pupil(build_student(config.student, teacher, 1, LOOKED_AT), teacher.feature_widths)
     batch = scene_batch([(3, 2, number) for number in range(4)], 4)
     totals = []
     for device in ("cpu", "cuda"):

@@ -39,7 +39,7 @@ def settings(**sections: dict[str, Any]) -> DistillConfig:
 
 def pupil_of(teacher: Segmenter, config: DistillConfig) -> Pupil:
     """A student of `config.student`, without dropout so that a batch gives the same numbers however it is split."""
-    student = build_student(StudentSpec.model_validate(config.student.model_dump()), teacher, seed=1)
+    student = build_student(StudentSpec.model_validate(config.student.model_dump()), teacher, 1, islice(stream(), 2))
     for part in student.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0

@@ -14,7 +14,14 @@ import torch
 from PIL import Image
 
 from sam3dist.config.distill import DataConfig
-from sam3dist.data.batches import MAX_PROMPTS, batches, endless, evaluation_batches, follow
+from sam3dist.data.batches import (
+    MAX_PROMPTS,
+    batches,
+    calibration_batches,
+    endless,
+    evaluation_batches,
+    follow,
+)
 from sam3dist.data.decode import View, decode_image, decode_row, recoloured
 from sam3dist.data.epoch import drawn_view
 from sam3dist.data.masks import decode_rle, encode_mask
@@ -135,6 +142,13 @@ def test_evaluation_never_flips(shards: Shards):
     plain = list(evaluation_batches(shards, config(), SIDE))
     flipping = list(evaluation_batches(shards, config(horizontal_flip=True), SIDE))
     assert all(same(a, b) for a, b in zip(plain, flipping, strict=True))
+
+
+def test_calibration_sees_the_first_images_in_small_batches(shards: Shards):
+    seen = list(calibration_batches(shards, DataConfig(images_per_batch=4), 32, images=5, seed=0))
+    assert [len(batch.image_ids) for batch in seen] == [2, 2, 1]
+    first = [row.image_id for group in first_rows(shards.row_groups, 5) for row in read_rows(group)]
+    assert sorted(identity for batch in seen for identity in batch.image_ids) == sorted(first)
 
 
 def test_endless_batches_are_the_epochs_one_after_the_other(shards: Shards):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import random
+from itertools import combinations
+
 import pytest
 
-from sam3dist.models.layers import even_layers, global_layers, vision_layers
+from sam3dist.models.layers import best_layers, even_layers, global_layers, vision_layers
 
 SAM3 = [7, 15, 23, 31]
 
@@ -42,3 +45,14 @@ def test_half_of_sam3_takes_every_second_window_between_its_global_layers():
 
 def test_a_deeper_copy_repeats_layers():
     assert vision_layers(2, [1], 4, [3]) == [0, 0, 0, 1]
+
+
+def test_the_best_layers_are_those_of_a_search_through_all_choices():
+    generator = random.Random(0)
+    for _ in range(50):
+        scores = [generator.random() for _ in range(7)]
+        kinds = [generator.random() < 0.4 for _ in range(7)]
+        wanted = [generator.random() < 0.4 for _ in range(generator.randint(1, 4))]
+        choices = [c for c in combinations(range(7), len(wanted)) if [kinds[layer] for layer in c] == wanted]
+        best = max((list(c) for c in choices), key=lambda c: sum(scores[layer] for layer in c), default=None)
+        assert best_layers(scores, kinds, wanted) == best

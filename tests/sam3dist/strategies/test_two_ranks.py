@@ -101,6 +101,12 @@ def assert_trained_alike(checkpoint: Path, alone: Path, teacher: Segmenter) -> N
     assert_same_weights(student_of(checkpoint), student_of(alone / f"step-{STEPS:08d}"), start)
 
 
+def test_shared_weights_are_those_of_the_first_rank(case: tuple[str, list[dict[str, Any]], Path]):
+    _, results, _ = case
+    # Two parameters and two running statistics of three ones each, and a count of one batch.
+    assert results[0]["shared"] == results[1]["shared"] == [3.0, 3.0, 3.0, 3.0, 1.0]
+
+
 def test_two_ranks_follow_the_losses_of_one_process(case, alone: Path):
     _, _, out = case
     found, expected = losses(out / "rank-0"), losses(alone)

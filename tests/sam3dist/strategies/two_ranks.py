@@ -25,7 +25,7 @@ from sam3dist.errors import NonFiniteError
 from sam3dist.evaluate import evaluate
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.strategies import deepspeed
-from sam3dist.strategies.processes import any_rank, counts_of_all_ranks, sum_over_ranks
+from sam3dist.strategies.processes import any_rank, counts_of_all_ranks, share_weights, sum_over_ranks
 from sam3dist.types import PromptBatch
 from tests.conftest import random_batch
 from tests.sam3dist.runs import Published, pupil_of, run, settings
@@ -120,11 +120,21 @@ def scenario(rank: int, teacher: Any, strategy: dict[str, Any], out: Path) -> di
         "straight": asdict(straight),
         "resumed": asdict(resumed),
         "written": written is not None,
+        "shared": shared(rank),
         "counts": counts_of_all_ranks({"both": 1 + rank, f"only {rank}": 5}),
         "non_finite": failure(rank, config, teacher, out),
         "uneven": uneven(rank, config_of(strategy, accumulate=1), teacher, out),
         "features_alone": features_alone(rank, config_of(strategy, accumulate=2, alpha=0.0, beta=0.0), teacher, out),
     }
+
+
+def shared(rank: int) -> list[float]:
+    """What a module that each rank made of its own numbers holds after `share_weights`."""
+    module = nn.BatchNorm1d(3)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data.fill_(rank + 1)
+    share_weights(module, torch.device("cpu"))
+    return [float(tensor.float().sum()) for tensor in (*module.parameters(), *module.buffers())]
 
 
 def failure(rank: int, config: DistillConfig, teacher: Any, out: Path) -> str:

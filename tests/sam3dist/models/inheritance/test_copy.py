@@ -7,7 +7,8 @@ from transformers import Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3SinePositionEmbedding, Sam3ViTRotaryEmbedding
 
 from sam3dist.config.distill import StudentSpec
-from sam3dist.models.inherit import evenly, inherit_weights
+from sam3dist.models.inheritance.even import evenly
+from sam3dist.models.inheritance.inherit import inherit_weights
 from sam3dist.models.segmenter import segment
 from sam3dist.models.student import build_student, student_config
 
@@ -30,7 +31,7 @@ def taken_from(parameter: torch.Tensor, axis: int) -> list[int]:
 
 def test_same_shapes_are_copied_and_only_the_unused_stays_fresh(tiny_teacher):
     student = Sam3Model(student_config(StudentSpec(), tiny_teacher.net.config))
-    inherited = inherit_weights(student, tiny_teacher.net)
+    inherited = inherit_weights(student, tiny_teacher)
     assert inherited.sliced == ()
     assert all(name.startswith(("geometry_encoder", "text_encoder.text_projection")) for name in inherited.fresh)
     theirs = tiny_teacher.net.state_dict()
@@ -43,7 +44,7 @@ def test_same_shapes_are_copied_and_only_the_unused_stays_fresh(tiny_teacher):
 def test_a_shallow_student_takes_whole_layers(tiny_teacher):
     spec = StudentSpec(vision_depth=1, encoder_layers=1, decoder_layers=1, text_depth=1)
     student = Sam3Model(student_config(spec, tiny_teacher.net.config))
-    inherit_weights(student, tiny_teacher.net)
+    inherit_weights(student, tiny_teacher)
     ours, theirs = student.state_dict(), tiny_teacher.net.state_dict()
     vision = "vision_encoder.backbone.layers.{}.attention.q_proj.weight"
     assert torch.equal(ours[vision.format(0)], theirs[vision.format(1)])  # the global layer stays
@@ -56,7 +57,7 @@ def test_a_narrow_student_keeps_the_same_channels_everywhere_and_whole_heads(tin
     numbered_axis(tiny_teacher.net, axis)
     spec = StudentSpec(vision_width=16, text_width=16, detr_width=16)  # one head of 16 instead of two
     student = Sam3Model(student_config(spec, tiny_teacher.net.config))
-    inherited = inherit_weights(student, tiny_teacher.net)
+    inherited = inherit_weights(student, tiny_teacher)
     residual, first_head = [0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29], list(range(16))
     ours = dict(student.named_parameters())
     for name in inherited.sliced:
@@ -96,7 +97,7 @@ def test_narrow_heads_turn_by_the_kept_rotary_frequencies(tiny_teacher):
 def test_each_head_is_thinned_alike_when_heads_become_narrower(tiny_teacher):
     numbered_axis(tiny_teacher.net, 0)
     student = Sam3Model(student_config(StudentSpec(vision_width=16, vision_heads=2), tiny_teacher.net.config))
-    inherit_weights(student, tiny_teacher.net)
+    inherit_weights(student, tiny_teacher)
     query = dict(student.named_parameters())["vision_encoder.backbone.layers.0.attention.q_proj.bias"]
     half = evenly(16, 8)
     assert taken_from(query, 0) == half + [16 + channel for channel in half]
@@ -104,7 +105,7 @@ def test_each_head_is_thinned_alike_when_heads_become_narrower(tiny_teacher):
 
 def test_more_or_wider_heads_than_the_teachers_start_fresh(tiny_teacher):
     student = Sam3Model(student_config(StudentSpec(vision_width=32, vision_heads=4), tiny_teacher.net.config))
-    fresh = inherit_weights(student, tiny_teacher.net).fresh
+    fresh = inherit_weights(student, tiny_teacher).fresh
     assert "vision_encoder.backbone.layers.0.attention.q_proj.weight" in fresh
     assert "vision_encoder.backbone.layers.0.attention.o_proj.weight" in fresh
     assert "vision_encoder.backbone.layers.0.mlp.fc1.weight" not in fresh
@@ -117,7 +118,7 @@ def test_learned_positions_are_interpolated_to_another_grid(tiny_teacher):
     with torch.no_grad():
         dict(tiny_teacher.net.named_parameters())[name].copy_(ramp)
     student = Sam3Model(student_config(StudentSpec(image_size=56), tiny_teacher.net.config))
-    inherited = inherit_weights(student, tiny_teacher.net)
+    inherited = inherit_weights(student, tiny_teacher)
     assert name in inherited.sliced
     learned = dict(student.named_parameters())[name].detach()[0, :, 0].view(4, 4)
     # Cell centres of the coarse grid lie half-way between two fine ones; a ramp stays that ramp inside.
@@ -127,7 +128,7 @@ def test_learned_positions_are_interpolated_to_another_grid(tiny_teacher):
 def test_fewer_queries_keep_their_embedding_with_their_reference_box(tiny_teacher):
     numbered_axis(tiny_teacher.net, 0)
     student = Sam3Model(student_config(StudentSpec(num_queries=5), tiny_teacher.net.config))
-    inherit_weights(student, tiny_teacher.net)
+    inherit_weights(student, tiny_teacher)
     queries = taken_from(student.detr_decoder.query_embed.weight, 0)
     assert queries == taken_from(student.detr_decoder.reference_points.weight, 0)
     assert len(set(queries)) == 5
@@ -148,4 +149,4 @@ def test_a_student_that_can_inherit_little_says_so(tiny_teacher, caplog):
     build_student(StudentSpec(vision_width=16, detr_width=16), tiny_teacher, seed=0)
     assert not caplog.records
     build_student(StudentSpec(vision_width=48, detr_width=48), tiny_teacher, seed=0)
-    assert "do not fit and start random" in caplog.text
+    assert "of the parameters start from the teacher's" in caplog.text
