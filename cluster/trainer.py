@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sam3dist.teaching.store import AnswerStore
 
 CHECKPOINTS = "checkpoints"
+INHERITED = "inherited.json"
+"""In a run directory: what its student had of its teacher before it trained."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """In the former: which of them Ray Train knows, and resumes from."""
 TRAIN_SCENES, VAL_SCENES = 512, 64
@@ -128,8 +130,15 @@ def fit(
         "measured_at": report["step"],
         "complete": report["step"] >= config.optim.steps,
         "checkpoint": result.checkpoint.path,
+        "inherited": _inherited(run_dir),
         "data": {"train": config.data.train, "val": config.data.val},
     }
+
+
+def _inherited(run_dir: Path) -> dict[str, Any] | None:
+    """What the student had of its teacher before it trained; None of one that began with nothing."""
+    file = run_dir / INHERITED
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:

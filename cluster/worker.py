@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from torch import nn
 from cluster.stopping import STOP
 from cluster.streams import TRAIN, training_batches
 from cluster.taught import shape_source, teaches
+from cluster.trainer import INHERITED
 from sam3dist.answers import imitated_features
 from sam3dist.data.batches import calibration_batches, evaluation_batches
 from sam3dist.data.shards import open_shards
@@ -31,7 +33,7 @@ from sam3dist.models.segmenter import Pupil, Segmenter, feature_widths
 from sam3dist.models.size import model_size
 from sam3dist.models.student import blank_student, build_student
 from sam3dist.models.teacher import in_precision, load_teacher, teacher_config
-from sam3dist.strategies.processes import own_device, share_weights, sum_over_ranks
+from sam3dist.strategies.processes import own_device, rank_and_size, share_weights, sum_over_ranks
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import Report
 
@@ -67,7 +69,7 @@ def _train(
     like, token = config.student.like, config.teacher.geometry_token
     # The student starts from its exact weights.
     base = load_teacher(shape_source(config), device, "fp32", token if like is None else None)
-    student = make_student(config, base, resume)
+    student = make_student(config, base, run_dir, resume)
     reference_millions = model_size(base.net.config).params_millions
     asked = None
     if answers is None and teaches(config):
@@ -114,15 +116,23 @@ def _train(
         )
 
 
-def make_student(config: DistillConfig, base: Segmenter, resume: Path | None) -> Segmenter:
-    """The student of a fresh run as `student.init` says, the same on every rank; of a resumed one only its shape."""
+def make_student(config: DistillConfig, base: Segmenter, run_dir: Path, resume: Path | None) -> Segmenter:
+    """The student of a fresh run as `student.init` says, the same on every rank; of a resumed one only its shape.
+
+    What a fresh one has of its teacher is written to INHERITED in the run directory.
+    """
     if resume is not None:
         return blank_student(config.student, base, config.run.seed)
     shards = open_shards(_named(config.data.train))
     looked_at = calibration_batches(
         shards, config.data, base.image_size, config.student.calibration_images, config.run.seed
     )
-    student = build_student(config.student, base, config.run.seed, looked_at)
+
+    def told(inherited: dict[str, Any]) -> None:
+        if rank_and_size()[0] == 0:
+            (run_dir / INHERITED).write_text(json.dumps(inherited, indent=1), encoding="utf-8")
+
+    student = build_student(config.student, base, config.run.seed, looked_at, told)
     # What is measured differs in the last digits from GPU to GPU, and the sign of a direction with them.
     share_weights(student, base.device)
     return student

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +37,19 @@ NAMING = ("model_type", "architectures", "auto_map")
 
 
 def build_student(
-    spec: StudentSpec, teacher: Segmenter, seed: int, calibration: Iterable[PromptBatch] = ()
+    spec: StudentSpec,
+    teacher: Segmenter,
+    seed: int,
+    calibration: Iterable[PromptBatch] = (),
+    told: Callable[[dict[str, Any]], None] | None = None,
 ) -> Segmenter:
     """The student, in float32 and train mode, with the teacher's tokenizer; what text prompts never use is frozen.
 
     It starts from the teacher's weights as `init` says, "random" from nothing; a backbone or text tower of another
     family from weights of its own. `seed` draws what is left, so that every worker builds the same student.
     calibration: a few batches for the inits that look at the teacher's work (`MEASURED`), drawn only for those; what
-    they give depends on the device to the last digits.
+    they give depends on the device to the last digits. told: is given
+    what the student has of its teacher, see `_summary`.
     """
     student = blank_student(spec, teacher, seed)
     net = student.net
@@ -56,7 +61,10 @@ def build_student(
     if spec.init != "random":
         _inherit_statistics(net, teacher.net)
         batches = list(calibration) if spec.init in MEASURED else []
-        _tell(spec.init, inherit_weights(net, teacher, spec.init, batches), net)
+        summary = _summary(spec.init, inherit_weights(net, teacher, spec.init, batches), net)
+        _log(summary)
+        if told is not None:
+            told(summary)
     return student
 
 
@@ -209,11 +217,17 @@ def _shape_detr(spec: StudentSpec, config: Any) -> None:
     decoder.num_queries = spec.num_queries or decoder.num_queries
 
 
-def _tell(init: str, inherited: Inherited, net: Sam3Model) -> None:
-    share = inherited.share(net)
-    counts = ", ".join(f"{len(names)} {origin}" for origin, names in vars(inherited).items())
+def _summary(init: str, inherited: Inherited, net: Sam3Model) -> dict[str, Any]:
+    """The share of the parameters that start from the teacher's, how many tensors by origin, and which do not."""
+    counts = {origin: len(names) for origin, names in vars(inherited).items()}
+    return {"init": init, "share": inherited.share(net), **counts, "fresh": list(inherited.fresh)}
+
+
+def _log(summary: dict[str, Any]) -> None:
     log.log(
-        logging.WARNING if share < 0.5 else logging.INFO,
-        "student.init=%s: %.0f %% of the parameters start from the teacher's; tensors: %s.",
-        *(init, 100 * share, counts),
+        logging.WARNING if summary["share"] < 0.5 else logging.INFO,
+        "student.init=%s: %.0f %% of the parameters start from the teacher's; tensors: %d copied, %d sliced, "
+        "%d projected, %d fresh.",
+        *(summary["init"], 100 * summary["share"], summary["copied"], summary["sliced"], summary["projected"]),
+        len(summary["fresh"]),
     )

@@ -63,6 +63,6 @@ def test_the_operations_of_a_layer_follow_from_its_shape():
 
 def test_a_composition_says_in_words_what_a_student_is_made_of():
     one = composition("phone", student_shape(load_preset("repvit")))
-    assert (one.vision, one.text, one.image_size) == ("repvit_m1_1, pyramid", "lite 384/4", 512)
+    assert (one.vision, one.text, one.image_size) == ("repvit_m1_1, pyramid", "CLIP 384/4", 512)
     other = composition("again", student_shape(load_preset("repvit")))
     assert other.size is one.size, "counted once"
