@@ -87,7 +87,7 @@ class StudentSpec(Settings):
     """Network of SAM3's architecture that the nulls here mean and that init starts from; None is teacher.source itself.
     For teachers of another architecture, whose answers are stored, and to prune in steps: the run directory of a larger
     student of the same teacher."""
-    init: Literal["random", "copy", "svd", "pca", "importance"] = "copy"
+    init: Literal["random", "copy", "svd", "pca", "importance"] = "pca"
     """random: start from nothing; copy: every weight that fits, layers and channels evenly chosen; svd: chosen by the
     weights alone; pca: by what the teacher computes from a few images, streams in the basis of their principal
     directions; importance: by how far the teacher's answers move without a layer, head or channel."""

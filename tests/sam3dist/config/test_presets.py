@@ -72,7 +72,10 @@ def reduced(spec: StudentSpec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", presets())
 def test_a_reduced_form_of_every_preset_trains(preset: str, tiny_teacher: Segmenter, tmp_path: Path):
-    """Two real steps: all losses finite, else the loop raises, and every weight that trains has moved."""
+    """Two real steps: all losses finite, else the loop raises, and every weight that trains has moved.
+
+    But for biases of keys: they add as much to all of a query's logits, so their gradient is zero but for rounding.
+    """
     student = reduced(load_preset(preset).student)
     # Unclipped: a small weight's share of a clipped gradient can be too small to move it.
     optim = {"steps": 2, "warmup_steps": 1, "weight_decay": 0.0, "clip_grad_norm": 1e9}
@@ -82,7 +85,8 @@ def test_a_reduced_form_of_every_preset_trains(preset: str, tiny_teacher: Segmen
     report, _ = run(config, tiny_teacher, tmp_path, pupil=pupil)
     assert report.step == 2
     for name, value in pupil.named_parameters():
-        assert torch.equal(value, before[name]) != value.requires_grad, name
+        if not name.endswith("k_proj.bias"):
+            assert torch.equal(value, before[name]) != value.requires_grad, name
 
 
 @pytest.mark.parametrize("space", ["quick", "full", "mobile"])

@@ -38,7 +38,7 @@ SPECS = {
 
 
 def student_of(teacher, **spec):
-    return build_student(StudentSpec(**spec), teacher, seed=1)
+    return build_student(StudentSpec(init="copy", **spec), teacher, seed=1)
 
 
 def parts(outputs):

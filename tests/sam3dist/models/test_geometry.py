@@ -133,7 +133,7 @@ def test_a_network_of_sam3s_shape_is_asked_as_it_was_trained(tiny_teacher_dir, t
 
 
 def test_who_has_no_geometry_encoder_is_asked_without_the_token(tiny_teacher, tmp_path):
-    student = build_student(StudentSpec(detr_width=16), tiny_teacher, seed=0)
+    student = build_student(StudentSpec(init="copy", detr_width=16), tiny_teacher, seed=0)
     save_segmenter(student, tmp_path)
     assert not load_teacher(tmp_path).geometry_token
     with pytest.raises(ConfigError, match=r"teacher\.geometry_token=true: this network has no geometry encoder"):

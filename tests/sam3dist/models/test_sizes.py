@@ -42,7 +42,9 @@ def test_one_like_efficientsam3_has_its_89_million_parameters():
 
 
 def test_operations_counted_without_memory_are_those_of_a_real_forward_pass(tiny_teacher):
-    spec = StudentSpec(backbone="mobilenetv4_conv_small_050", image_size=64, text_tower="lite", text_width=64)
+    spec = StudentSpec(
+        init="copy", backbone="mobilenetv4_conv_small_050", image_size=64, text_tower="lite", text_width=64
+    )
     for segmenter in (tiny_teacher, build_student(spec, tiny_teacher, seed=1).eval()):
         net, side = segmenter.net.requires_grad_(False), segmenter.image_size
         ids = torch.zeros(1, segmenter.max_tokens, dtype=torch.int64)

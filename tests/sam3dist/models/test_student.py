@@ -14,12 +14,12 @@ from sam3dist.models.student import build_student, student_config
 
 SPECS = {
     "same": StudentSpec(),
-    "shallow": StudentSpec(vision_depth=1, encoder_layers=1, decoder_layers=1, text_depth=1),
-    "narrow": StudentSpec(vision_width=16, text_width=16, detr_width=16),
-    "other heads": StudentSpec(vision_width=24, vision_heads=3, vision_mlp=40, detr_mlp=24),
-    "small input": StudentSpec(image_size=56, num_queries=5),
-    "large input": StudentSpec(image_size=168),
-    "wider": StudentSpec(vision_width=48, detr_width=48, text_width=48, vision_depth=3),
+    "shallow": StudentSpec(init="copy", vision_depth=1, encoder_layers=1, decoder_layers=1, text_depth=1),
+    "narrow": StudentSpec(init="copy", vision_width=16, text_width=16, detr_width=16),
+    "other heads": StudentSpec(init="copy", vision_width=24, vision_heads=3, vision_mlp=40, detr_mlp=24),
+    "small input": StudentSpec(init="copy", image_size=56, num_queries=5),
+    "large input": StudentSpec(init="copy", image_size=168),
+    "wider": StudentSpec(init="copy", vision_width=48, detr_width=48, text_width=48, vision_depth=3),
     "random": StudentSpec(init="random", vision_width=16),
 }
 
@@ -90,7 +90,7 @@ def test_box_prompts_are_refused_rather_than_answered_by_noise(tiny_teacher, mak
 
 
 def test_a_narrow_student_projects_into_the_teachers_widths(tiny_teacher, make_batch):
-    student = build_student(StudentSpec(detr_width=16), tiny_teacher, seed=1)
+    student = build_student(StudentSpec(init="copy", detr_width=16), tiny_teacher, seed=1)
     outputs = segment(Pupil(student, tiny_teacher.feature_widths), make_batch())
     assert outputs.features["vision"].shape == (2, 32, 8, 8)
     assert outputs.features["encoder"].shape == (4, 32, 8, 8)
@@ -178,7 +178,7 @@ def test_quantised_sizes_count_scales_and_leave_vectors_in_fp16(tiny_teacher):
 
 
 def test_a_config_describes_its_own_size(tiny_teacher):
-    student = build_student(StudentSpec(vision_depth=1), tiny_teacher, seed=0)
+    student = build_student(StudentSpec(init="copy", vision_depth=1), tiny_teacher, seed=0)
     count = sum(parameter.numel() for parameter in student.parameters())
     assert model_size(student.net.config).params_millions == pytest.approx(count / 1e6)
     assert_close(torch.tensor(count / 1e6), torch.tensor(model_size(student.net.config).megabytes["fp32"] / 4))

@@ -28,7 +28,7 @@ PHRASE, LONG = "!( fish", "the small striped yellow fish on the left of the old 
 
 @pytest.mark.parametrize("spec", TOWERS.values(), ids=TOWERS.keys())
 def test_what_a_phrase_is_read_as_depends_on_the_phrase_alone(spec, tiny_teacher):
-    student = build_student(StudentSpec(**spec), tiny_teacher, seed=1).eval()
+    student = build_student(StudentSpec(init="copy", **spec), tiny_teacher, seed=1).eval()
     net, rule = student.net, text_rule(student.net.config)
     with torch.no_grad():
         alone, _ = student.read((PHRASE,))
@@ -87,7 +87,9 @@ def test_every_mobile_clip_of_open_clip_can_be_a_tower(tiny_teacher):
 
 def test_wrong_weights_of_a_tower_are_one_line(tiny_teacher, tmp_path, monkeypatch):
     def build(weights):
-        return build_student(StudentSpec(text_tower="MobileCLIP2-S0", text_weights=str(weights)), tiny_teacher, seed=1)
+        return build_student(
+            StudentSpec(init="copy", text_tower="MobileCLIP2-S0", text_weights=str(weights)), tiny_teacher, seed=1
+        )
 
     with pytest.raises(CheckpointError, match=r"nowhere: .*neither a file nor one of open_clip's tags: dfndr2b"):
         build("nowhere")
@@ -106,5 +108,7 @@ def test_wrong_weights_of_a_tower_are_one_line(tiny_teacher, tmp_path, monkeypat
 
 
 def test_a_student_that_starts_from_other_words_still_answers(tiny_teacher, make_batch):
-    student = build_student(StudentSpec(text_tower="clip", text_width=16, text_depth=1), tiny_teacher, seed=1)
+    student = build_student(
+        StudentSpec(init="copy", text_tower="clip", text_width=16, text_depth=1), tiny_teacher, seed=1
+    )
     assert torch.isfinite(segment(student.eval(), make_batch()).mask_logits).all()

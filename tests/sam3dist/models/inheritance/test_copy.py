@@ -136,7 +136,7 @@ def test_fewer_queries_keep_their_embedding_with_their_reference_box(tiny_teache
 
 def test_a_student_that_lost_a_layer_sees_more_like_the_teacher_than_a_random_one(tiny_teacher, make_batch):
     def likeness(**settings: object) -> float:
-        student = build_student(StudentSpec(**settings), tiny_teacher, seed=3).eval()
+        student = build_student(StudentSpec(**{"init": "copy", **settings}), tiny_teacher, seed=3).eval()
         with torch.no_grad():
             ours, theirs = (segment(net, make_batch()).features["vision"] for net in (student, tiny_teacher))
         return torch.cosine_similarity(ours.flatten(1), theirs.flatten(1)).mean().item()
@@ -146,7 +146,7 @@ def test_a_student_that_lost_a_layer_sees_more_like_the_teacher_than_a_random_on
 
 
 def test_a_student_that_can_inherit_little_says_so(tiny_teacher, caplog):
-    build_student(StudentSpec(vision_width=16, detr_width=16), tiny_teacher, seed=0)
+    build_student(StudentSpec(init="copy", vision_width=16, detr_width=16), tiny_teacher, seed=0)
     assert not caplog.records
-    build_student(StudentSpec(vision_width=48, detr_width=48), tiny_teacher, seed=0)
+    build_student(StudentSpec(init="copy", vision_width=48, detr_width=48), tiny_teacher, seed=0)
     assert "of the parameters start from the teacher's" in caplog.text
