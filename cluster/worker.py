@@ -56,6 +56,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         scratch = stack.enter_context(_scratch(run_dir))
         resume = Path(stack.enter_context(held.as_directory())) if held else None
         if settings["quiet"]:
+            logging.getLogger("sam3dist").setLevel(logging.WARNING)
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():

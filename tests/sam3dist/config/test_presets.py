@@ -74,7 +74,7 @@ def reduced(spec: StudentSpec) -> dict[str, Any]:
 def test_a_reduced_form_of_every_preset_trains(preset: str, tiny_teacher: Segmenter, tmp_path: Path):
     """Two real steps: all losses finite, else the loop raises, and every weight that trains has moved.
 
-    But for biases of keys: they add as much to all of a query's logits, so their gradient is zero but for rounding.
+    But for biases that add as much to all logits of a softmax: their gradient is zero but for rounding.
     """
     student = reduced(load_preset(preset).student)
     # Unclipped: a small weight's share of a clipped gradient can be too small to move it.
@@ -85,7 +85,7 @@ def test_a_reduced_form_of_every_preset_trains(preset: str, tiny_teacher: Segmen
     report, _ = run(config, tiny_teacher, tmp_path, pupil=pupil)
     assert report.step == 2
     for name, value in pupil.named_parameters():
-        if not name.endswith("k_proj.bias"):
+        if not name.endswith("k_proj.bias") and not ("box_rpb_embed" in name and name.endswith("layer2.bias")):
             assert torch.equal(value, before[name]) != value.requires_grad, name
 
 
