@@ -18,7 +18,7 @@ from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import PromptBatch, Report
 from tests.conftest import random_batch
 
-SPEC = {"detr_width": 16, "vision_depth": 1}
+SPEC = {"detr_width": 16, "vision_depth": 1, "init": "copy"}  # the same bits, however many threads compute
 
 
 def settings(**sections: dict[str, Any]) -> DistillConfig:

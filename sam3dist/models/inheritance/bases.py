@@ -24,6 +24,8 @@ def basis_of_moments(moments: Tensor, width: int) -> Tensor:
     matrix = centred(moments.double())
     matrix = centred(matrix.T)
     directions = torch.linalg.eigh(matrix).eigenvectors.flip(1)[:, : width - 1]
+    # Of the two signs of each the one that makes its largest entry positive, so that machines agree.
+    directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
     return (directions @ balanced(width).to(directions).T).float()
 
 
