@@ -134,7 +134,7 @@ def make_student(config: DistillConfig, base: Segmenter, run_dir: Path, resume: 
             (run_dir / INHERITED).write_text(json.dumps(inherited, indent=1), encoding="utf-8")
 
     student = build_student(config.student, base, config.run.seed, looked_at, told)
-    # What is measured differs in the last digits from GPU to GPU, and the sign of a direction with them.
+    # What is measured differs in the last digits from GPU to GPU.
     share_weights(student, base.device)
     return student
 
