@@ -23,11 +23,12 @@ from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
 from cluster.session import session
 from cluster.taught import shape_source, stored_answers
-from cluster.trainer import CHECKPOINTS, fit, located
+from cluster.trainer import checkpoint_folder, fit, located
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.config.overrides import build
 from sam3dist.config.plain import read_yaml
 from sam3dist.config.search import SearchConfig
+from sam3dist.engine.folder import TRAINING, below
 from sam3dist.errors import ConfigError, Sam3DistError
 from sam3dist.models.size import model_size
 from sam3dist.models.teacher import teacher_config
@@ -77,7 +78,7 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
             print(f"sam3dist: the trials are over, but {lost}; {said}.", file=sys.stderr, flush=True)
     refused = refused_trials(run_dir / JOURNAL, search.name)
     found = summary(results, refused, base, model_size(teacher).params_millions)
-    drop_training_state(run_dir, {point["trial"] for point in found["front"]})
+    drop_training_state(base, run_dir, {point["trial"] for point in found["front"]})
     return found
 
 
@@ -131,7 +132,7 @@ def _trial(
             raise ConfigError(mistake.read_text(encoding="utf-8"))
         # One checkpoint each: with the optimizer's state it is three times the student, and there are many trials.
         own = {"name": f"{name}-{suggestion[TRIAL]}", "checkpoint.keep": 1}
-        config = with_overrides(base, {**suggestion[VALUES], **own})
+        config = with_overrides(base, {**suggestion[VALUES], **own, **own_storage(base, suggestion[TRIAL])})
         try:
             report = fit(config, directory, answers, callbacks=[TuneReportCallback()])
         except Sam3DistError as error:
@@ -144,21 +145,29 @@ def _trial(
     return trial
 
 
+def own_storage(base: DistillConfig, trial: str) -> dict[str, str]:
+    """Overrides that give a trial a place of its own where its search keeps checkpoints."""
+    shared = base.checkpoint.storage_path
+    return {} if shared is None else {"checkpoint.storage_path": below(shared, TRIALS, trial)}
+
+
 def weighs_features(search: SearchConfig, base: DistillConfig) -> bool:
     """Whether any trial may imitate the teacher's features."""
     return base.distillation.gamma > 0 or "distillation.gamma" in search.space
 
 
-def drop_training_state(run_dir: Path, front: Container[str]) -> None:
+def drop_training_state(base: DistillConfig, run_dir: Path, front: Container[str]) -> None:
     """Delete what only training on would need, most of a checkpoint, of trials that are over and not on the front.
 
     Over are those that Tune wrote down as terminated. It takes up no such trial again, but does one that failed, and
     one that was under way when somebody interrupted the search, which `fit` gives back as terminated, too.
     """
     for trial in tune.ExperimentAnalysis(str(run_dir / TUNE)).trials:
-        if trial.status == Trial.TERMINATED and trial.config[TRIAL] not in front:
-            for state in (run_dir / TRIALS / trial.config[TRIAL]).glob(f"{CHECKPOINTS}/*/training"):
-                shutil.rmtree(state, ignore_errors=True)
+        number = trial.config[TRIAL]
+        if trial.status == Trial.TERMINATED and number not in front:
+            folder = checkpoint_folder(with_overrides(base, own_storage(base, number)), run_dir / TRIALS / number)
+            for entry in folder.entries():
+                folder.drop(entry.name, TRAINING)
 
 
 def _scheduler(search: SearchConfig, steps: int, memory: Path) -> TrialScheduler:

@@ -4,16 +4,53 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-STOP = "stop"
-"""A file of this name in the run directory asks the workers of a run to save a checkpoint and end."""
+from ray.experimental import internal_kv
+from ray.train.v2._internal.execution.context import get_train_context as get_internal_train_context
+
+POLL_S = 1.0
 GRACE_S = 25
 """Kubernetes kills after 30 seconds. Ray kills a job after 3, unless RAY_JOB_STOP_WAIT_TIME_S says more where the
 cluster is started: then the run resumes at the checkpoint before."""
+
+
+def ask_to_stop(run_dir: Path) -> None:
+    """Ask the workers of a run to save a checkpoint and end, wherever they are."""
+    internal_kv._internal_kv_put(_key(run_dir), b"1")
+
+
+def take_back(run_dir: Path) -> None:
+    """Forget that the workers of this run were asked to stop."""
+    internal_kv._internal_kv_del(_key(run_dir))
+
+
+def told_to_stop(run_dir: Path) -> Callable[[], bool]:
+    """In a worker: whether its run was asked to stop. The cluster is asked once a second at most."""
+    key, asked_at, told = _key(run_dir), 0.0, False
+
+    def ask() -> bool:
+        nonlocal asked_at, told
+        if not told and time.monotonic() - asked_at > POLL_S:
+            asked_at = time.monotonic()
+            told = bool(internal_kv._internal_kv_exists(key))
+        return told
+
+    return ask
+
+
+def preempted() -> bool:
+    """In a worker: whether one of the run's machines is about to be taken away, as `ray drain-node` announces."""
+    # Ray's own get_preemption_info is a meeting of all workers; the loop has one already in which it tells the others.
+    return get_internal_train_context().preemption_context.preemption_info is not None
+
+
+def _key(run_dir: Path) -> bytes:
+    return f"sam3dist-stop:{run_dir}".encode()
 
 
 def leave_on_sigterm() -> None:
@@ -32,7 +69,8 @@ def checkpoint_on_sigterm(run_dir: Path) -> Iterator[None]:
         return
 
     def ask(signum: int, frame: object) -> None:
-        (run_dir / STOP).touch()
+        # Not here: the signal may have interrupted Ray in the middle of a message of its own.
+        threading.Thread(target=ask_to_stop, args=(run_dir,), daemon=True).start()
         signal.signal(signal.SIGTERM, _leave)
         signal.signal(signal.SIGALRM, _leave)
         signal.alarm(GRACE_S)

@@ -5,31 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
-from cluster.stopping import STOP, checkpoint_on_sigterm
+from cluster.stopping import checkpoint_on_sigterm, take_back
 from cluster.streams import TRAIN, reference_dataset, split_config
 from cluster.taught import require_followed, stored_answers
 from sam3dist.answers import imitated_features
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import open_shards
+from sam3dist.engine.folder import STUDENT, CheckpointFolder
 from sam3dist.errors import ConfigError
 from sam3dist.teaching.teachers import foreign_file
 
@@ -37,11 +32,10 @@ if TYPE_CHECKING:
     from sam3dist.config.distill import DataConfig, DistillConfig, StrategyConfig
     from sam3dist.teaching.store import AnswerStore
 
-CHECKPOINTS = "checkpoints"
-INHERITED = "inherited.json"
-"""In a run directory: what its student had of its teacher before it trained."""
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""In the former: which of them Ray Train knows, and resumes from."""
+CHECKPOINTS, RAY = "checkpoints", "ray"
+"""In a run directory: the checkpoints, unless checkpoint.storage_path says where else, and Ray Train's own state."""
+INHERITED, HISTORY = "inherited.json", "history.jsonl"
+"""In a run directory: what its student had of its teacher before it trained, and its curves."""
 TRAIN_SCENES, VAL_SCENES = 512, 64
 """Generated images where no data is named."""
 MOST_START_FAILURES = 3
@@ -88,7 +82,7 @@ def fit(
     require_resumable(config, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    (run_dir / STOP).unlink(missing_ok=True)
+    take_back(run_dir)
     trainer = TorchTrainer(
         _train_worker,
         # A trial has its line per report; the progress of all trials at once would bury it.
@@ -103,24 +97,20 @@ def fit(
         scaling_config=scaling(config.strategy),
         torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),
         run_config=RunConfig(
-            name=CHECKPOINTS,
+            name=RAY,
             storage_path=str(run_dir),
             failure_config=failures(config.strategy),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             callbacks=[GiveUpOnMistakes(), *callbacks],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        with explained(), checkpoint_on_sigterm(run_dir):
-            result = trainer.fit()
-    finally:
-        _sweep(run_dir / CHECKPOINTS)
-    report = result.return_value
+    with explained(), checkpoint_on_sigterm(run_dir):
+        report = trainer.fit().return_value
     assert report is not None
-    assert result.checkpoint is not None
-    state = json.loads((Path(result.checkpoint.path) / "state.json").read_text(encoding="utf-8"))
+    folder = checkpoint_folder(config, run_dir)
+    checkpoint = _last_here(folder, run_dir)
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return {
         "metrics": report["metrics"],
         **{key: report[key] for key in EXTRA_KEYS},
@@ -129,7 +119,9 @@ def fit(
         "rejected": state.get("rejected", {}),  # runs that ended before this was counted lack it
         "measured_at": report["step"],
         "complete": report["step"] >= config.optim.steps,
-        "checkpoint": result.checkpoint.path,
+        "skipped": state.get("skipped", 0),
+        "checkpoint": str(checkpoint),
+        "checkpoints": {"at": folder.location, "kept": [asdict(entry) for entry in folder.entries()]},
         "inherited": _inherited(run_dir),
         "data": {"train": config.data.train, "val": config.data.val},
     }
@@ -153,20 +145,40 @@ def require_resumable(config: DistillConfig, run_dir: Path) -> None:
 
     The workers refuse it, too, but only after the directory's config.yaml is that of this run.
     """
-    snapshot = run_dir / CHECKPOINTS / SNAPSHOT
-    if not snapshot.is_file():
-        return
-    latest = json.loads(snapshot.read_text(encoding="utf-8"))["latest_checkpoint_result"]
-    if latest is None:
+    folder = checkpoint_folder(config, run_dir)
+    known = folder.entries()
+    if not known:
         return
     # Here, for the sake of fresh trials: their drivers need not spend ten seconds on networks they never build.
     from sam3dist.engine.checkpoint import read_state, require_same_run, require_same_settings
 
-    checkpoint = run_dir / CHECKPOINTS / latest["checkpoint_dir_name"]
-    state = read_state(checkpoint)
-    fresh = replace(state, strategy=config.strategy.kind, world_size=config.strategy.num_workers)
-    require_same_run(checkpoint, state, fresh)
-    require_same_settings(checkpoint, config, finished=state.step >= config.optim.steps)
+    with tempfile.TemporaryDirectory() as copy:
+        latest = known[-1].name
+        checkpoint = folder.fetch(latest, Path(copy), ()) if folder.remote else Path(folder.path(latest))
+        state = read_state(checkpoint)
+        fresh = replace(state, strategy=config.strategy.kind, world_size=config.strategy.num_workers)
+        require_same_run(checkpoint, state, fresh)
+        require_same_settings(checkpoint, config, finished=state.step >= config.optim.steps)
+
+
+def checkpoint_folder(config: DistillConfig, run_dir: Path) -> CheckpointFolder:
+    """Where a run keeps its checkpoints."""
+    return CheckpointFolder(config.checkpoint.storage_path or run_dir / CHECKPOINTS)
+
+
+def _last_here(folder: CheckpointFolder, run_dir: Path) -> Path:
+    """The last checkpoint on this machine: where it is kept, or, of an object store, a copy of its student.
+
+    With a copy also come the run's curves, which the workers may have written on another machine.
+    """
+    last = folder.entries()[-1].name
+    if not folder.remote:
+        return Path(folder.path(last))
+    copy = folder.fetch(last, run_dir / CHECKPOINTS / last, (STUDENT,))
+    for name in (INHERITED, HISTORY):
+        if (copy / name).is_file() and not (run_dir / name).is_file():
+            shutil.copyfile(copy / name, run_dir / name)
+    return copy
 
 
 def located(config: DistillConfig, run_dir: Path) -> DistillConfig:
@@ -191,6 +203,8 @@ def absolute_paths(config: DistillConfig) -> dict[str, str]:
         "teacher.answers": config.teacher.answers,
         "teacher.adapter": config.teacher.adapter,
     }
+    if "://" not in (config.checkpoint.storage_path or ""):
+        keys["checkpoint.storage_path"] = config.checkpoint.storage_path
     found = {key: str(Path(path).resolve()) for key, path in keys.items() if path is not None}
     for key, network in (("teacher.source", config.teacher.source), ("student.like", config.student.like)):
         if network is not None and Path(network).exists():
@@ -217,8 +231,9 @@ def named_data(data: DataConfig) -> tuple[Path, Path] | None:
 def scaling(strategy: StrategyConfig) -> ScalingConfig:
     """The workers Ray Train is to start, at least one: none would be its local mode, which keeps nothing."""
     gpu = {"GPU": 1.0} if strategy.use_gpu else {}
+    most = strategy.num_workers
     return ScalingConfig(
-        num_workers=strategy.num_workers,
+        num_workers=most if strategy.min_workers is None else (strategy.min_workers, most),
         use_gpu=strategy.use_gpu,
         resources_per_worker={"CPU": strategy.cpus_per_worker, **gpu},
     )
@@ -232,14 +247,3 @@ def failures(strategy: StrategyConfig) -> FailureConfig:
 def threads(strategy: StrategyConfig) -> str:
     """OMP_NUM_THREADS of a worker: its CPUs, unless a person has set it."""
     return os.environ.get("OMP_NUM_THREADS", str(max(1, int(strategy.cpus_per_worker))))
-
-
-def _sweep(checkpoints: Path) -> None:
-    """Delete directories of checkpoints that a crash cut short: Ray Train's manifest does not name them."""
-    manifest = checkpoints / SNAPSHOT
-    if not manifest.is_file():
-        return
-    known = manifest.read_text(encoding="utf-8")
-    for found in checkpoints.glob("checkpoint_*"):
-        if found.is_dir() and found.name not in known:
-            shutil.rmtree(found, ignore_errors=True)

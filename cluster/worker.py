@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -15,25 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 import torch
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from torch import nn
 
-from cluster.stopping import STOP
+from cluster.stopping import preempted, told_to_stop
 from cluster.streams import TRAIN, training_batches
 from cluster.taught import shape_source, teaches
-from cluster.trainer import INHERITED
+from cluster.trainer import HISTORY, INHERITED, checkpoint_folder
 from sam3dist.answers import imitated_features
 from sam3dist.data.batches import calibration_batches, evaluation_batches
 from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import TrainingState, read_state
+from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loggers import make_loggers
 from sam3dist.engine.loop import train
-from sam3dist.errors import ResourceError
+from sam3dist.errors import CheckpointError, ResourceError
 from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Pupil, Segmenter, feature_widths
 from sam3dist.models.size import model_size
 from sam3dist.models.student import blank_student, build_student
 from sam3dist.models.teacher import in_precision, load_teacher, teacher_config
-from sam3dist.strategies.processes import own_device, rank_and_size, share_weights, sum_over_ranks
+from sam3dist.strategies.processes import from_first_rank, own_device, rank_and_size, share_weights, sum_over_ranks
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import Report
 
@@ -46,26 +49,27 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker's run; gives what Ray Train returns as the result of the run: the last report.
 
     settings: "config", a DistillConfig; "run_dir", which all workers share; "answers", the teacher's AnswerStore or
-    None; "quiet", to print nothing about its progress. Resumes from the checkpoint that Ray Train holds for this run.
+    None; "quiet", to print nothing about its progress. Resumes from the newest checkpoint of the run that is whole.
     """
     _hush()
     config: DistillConfig = settings["config"]
     run_dir = Path(settings["run_dir"])
-    held = ray.train.get_checkpoint()
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(run_dir))
-        resume = Path(stack.enter_context(held.as_directory())) if held else None
         if settings["quiet"]:
             logging.getLogger("sam3dist").setLevel(logging.WARNING)
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():
-            return asdict(_train(config, run_dir, scratch, resume, settings["answers"]))
+            return asdict(_train(config, run_dir, scratch, settings["answers"]))
 
 
-def _train(
-    config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None, answers: AnswerStore | None
-) -> Report:
+def _train(config: DistillConfig, run_dir: Path, scratch: Path, answers: AnswerStore | None) -> Report:
+    folder = checkpoint_folder(config, run_dir)
+    resume = _newest_whole(folder, scratch)
+    logs = {name: run_dir / name for name in (HISTORY, INHERITED)}
+    if resume is not None and rank_and_size()[0] == 0:
+        _restore_logs(resume, logs)
     device = own_device(config.strategy)
     like, token = config.student.like, config.teacher.geometry_token
     # The student starts from its exact weights.
@@ -108,12 +112,15 @@ def _train(
             batches=batches,
             evaluate=measure,
             publish=publish,
-            directory=scratch,
+            folder=folder,
+            scratch=scratch,
             resume=resume,
             loggers=make_loggers(config, run_dir) if strategy.rank == 0 else (),
+            logs=logs,
             reference_millions=reference_millions,
             epoch_images=open_shards(_named(config.data.train)).rows,
-            told_to_stop=_stop_file(run_dir),
+            told_to_stop=told_to_stop(run_dir),
+            told_to_save=preempted,
         )
 
 
@@ -151,9 +158,39 @@ def batches_seen(state: TrainingState, config: DistillConfig) -> int:
     return state.images // (config.data.images_per_batch * config.strategy.num_workers)
 
 
+def _newest_whole(folder: CheckpointFolder, scratch: Path) -> Path | None:
+    """The newest checkpoint that is as it was written, the same on every rank; None where there is none at all.
+
+    A damaged one is told and left alone. CheckpointError where all of them are.
+    """
+    found = None
+    if rank_and_size()[0] == 0:
+        known = folder.entries()
+        for entry in reversed(known):
+            try:
+                found = folder.checked(entry.name, scratch)
+                break
+            except CheckpointError as error:
+                print(f"sam3dist: {error} The run goes on from an older checkpoint.", file=sys.stderr, flush=True)
+        if known and found is None:
+            raise CheckpointError(f"{folder.location}: no checkpoint in it is whole; choose another run.dir.")
+    name = from_first_rank(found and found.name)
+    if name is None or found is not None:
+        return found
+    return folder.checked(name, scratch) if folder.remote else Path(folder.path(name))
+
+
+def _restore_logs(resume: Path, logs: dict[str, Path]) -> None:
+    """Put the run's logs where they are written, if this machine has none: the run may have begun on another."""
+    for name, file in logs.items():
+        if not file.is_file() and (resume / name).is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(resume / name, file)
+
+
 @contextmanager
 def _scratch(run_dir: Path) -> Iterator[Path]:
-    """An empty directory of this machine for the worker's part of a checkpoint, which Ray Train then carries off.
+    """An empty directory of this machine for the worker's part of a checkpoint that goes to an object store.
 
     It is in the working directory that Ray gives its workers and clears away when the cluster ends. Its name follows
     from run and rank, so that a worker that was killed leaves nothing but to its successor.
@@ -189,17 +226,15 @@ def _hush() -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def publish(report: Report, checkpoint: Path | None) -> None:
-    """Hand an evaluation, and this worker's part of a checkpoint, to Ray Train. Costs about two seconds a call."""
-    held = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
-    # What Ray has carried off is deleted here: with the optimizer's state it is three times the size of the weights.
-    ray.train.report(as_metrics(report), checkpoint=held, delete_local_checkpoint_after_upload=True)
+def publish(report: Report) -> None:
+    """Hand an evaluation to Ray Train, and so to Tune. Costs about two seconds a call."""
+    ray.train.report(as_metrics(report))
 
 
 def as_metrics(report: Report) -> dict[str, Any]:
     """The report as Tune takes it: the metrics by their own names beside "step", "score", "params_millions"..."""
     rest = asdict(report)
-    del rest["checkpoint"]  # a worker's part of it, soon gone; Ray's link to Tune adds "checkpoint_path"
+    rest[CHECKPOINT_PATH_KEY] = rest.pop("checkpoint")
     return {**rest.pop("metrics"), **rest}
 
 
@@ -215,7 +250,3 @@ def _pupil(student: Segmenter, config: DistillConfig) -> Pupil:
 def _named(folder: str | None) -> str:
     assert folder is not None, "run_training fills in data.train and data.val"
     return folder
-
-
-def _stop_file(run_dir: Path) -> Callable[[], bool]:
-    return (run_dir / STOP).exists

@@ -191,6 +191,8 @@ class OptimConfig(Settings):
     """Learning rate at the end over the peak."""
     clip_grad_norm: float = Field(1.0, gt=0)
     """A gradient whose norm over all weights is greater is scaled down to this."""
+    max_skipped_steps: int = Field(3, ge=0)
+    """Updates in a row that are left out because a loss or gradient is not finite; one more ends the run."""
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients add up to one update."""
     gradient_checkpointing: bool = False
@@ -219,7 +221,10 @@ class CheckpointConfig(Settings):
     every_steps: int = Field(200, ge=1)
     """A crash loses at most this many steps."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints that stay; a trial of a search keeps one."""
+    """Newest checkpoints that stay, beside that of the best evaluation; a trial of a search keeps one."""
+    storage_path: str | None = None
+    """Where checkpoints are kept: a directory that all nodes share, or s3://BUCKET/PREFIX (with
+    ?endpoint_override=http://HOST:PORT for a store that is not Amazon's); null is the run directory."""
 
 
 class _Strategy(Settings):
@@ -227,6 +232,9 @@ class _Strategy(Settings):
 
     num_workers: Positive = 1
     """Processes that train one student together, each on its share of the images."""
+    min_workers: int | None = Field(None, ge=1)
+    """Fewest processes to go on with after nodes are lost, or to begin with before all have come; null is all of
+    them. The images of a step are then fewer, too."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray reserves for each worker; it computes with as many threads."""
     use_gpu: bool = False

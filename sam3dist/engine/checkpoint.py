@@ -5,19 +5,16 @@
     student/      the student in the transformers format
     training/     weights with projections and optimizer state, as the strategy saves them
 
-A checkpoint is written under a temporary name and renamed, and counts once manifest.json beside it names it.
-Ranks may share the parent directory or have one each; then the files of all ranks make the checkpoint.
+saving.py writes them, folder.py keeps them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -27,17 +24,13 @@ import torch
 import yaml
 from torch import nn
 
+from sam3dist.engine.folder import TRAINING
 from sam3dist.errors import CheckpointError
-from sam3dist.models.checkpoint import save_segmenter
-from sam3dist.strategies.processes import barrier
 from sam3dist.types import Report
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
-    from sam3dist.models.segmenter import Pupil
-    from sam3dist.strategies.protocol import Strategy
 
-MANIFEST = "manifest.json"
 FIXED = (
     "teacher.source",
     "teacher.adapter",
@@ -81,6 +74,7 @@ class TrainingState:
     step: int = 0  # updates done
     batches: int = 0  # drawn on each rank
     images: int = 0  # trained on by all ranks together
+    skipped: int = 0  # updates left out because a loss or gradient was not finite
     rejected: dict[str, int] = field(default_factory=dict)  # rows that all ranks set aside, each time, by reason
     epoch: float | None = None  # passes over the training images, where their number is known
     before: dict[str, float] = field(default_factory=dict)  # metrics of the untrained student
@@ -107,43 +101,8 @@ class TrainingState:
         return replace(self, before=self.before or report.metrics, report=report, best=best)
 
 
-def write_checkpoint(
-    parent: Path, state: TrainingState, *, pupil: Pupil, strategy: Strategy, config: DistillConfig, keep: int
-) -> Path | None:
-    """This rank's directory of the new checkpoint, or None where the strategy saves on rank 0 alone.
-
-    All ranks call it together. Of those the manifest names, the `keep` newest stay.
-    """
-    writes = strategy.rank == 0 or strategy.sharded
-    final = parent / f"step-{state.step:08d}"
-    partial = parent / f".{final.name}.partial"
-    if writes:
-        shutil.rmtree(partial, ignore_errors=True)
-    barrier()
-    strategy.save(partial / "training")
-    student = strategy.student_state()
-    if strategy.rank == 0:
-        assert student is not None
-        save_segmenter(pupil.student, partial / "student", student)
-        (partial / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
-        _write_json(partial / "state.json", asdict(replace(state, versions=versions())))
-    barrier()
-    if strategy.rank == 0:
-        _publish(parent, partial, final, keep)
-    barrier()
-    # Still there: this rank has a parent directory of its own.
-    if writes and partial.exists():
-        _publish(parent, partial, final, keep)
-    return final if writes else None
-
-
 def read_state(directory: Path) -> TrainingState:
-    """What state.json says. CheckpointError where the directory holds no training checkpoint."""
-    if not (directory / "state.json").is_file() or not (directory / "training").is_dir():
-        raise CheckpointError(
-            f"{directory}: no training checkpoint; expected state.json and training/ in it, which a search "
-            "keeps for its front only. To start from a student alone, name it as the teacher of a new run."
-        )
+    """What state.json says. CheckpointError where the directory is no checkpoint of a run."""
     content = _read_json(directory / "state.json")
     try:
         return _restored(content)
@@ -151,6 +110,15 @@ def read_state(directory: Path) -> TrainingState:
         raise CheckpointError(
             f"{directory / 'state.json'}: written by another version of sam3dist ({error})."
         ) from error
+
+
+def require_training_state(directory: Path) -> None:
+    """Raise CheckpointError where a checkpoint holds a student, but not what it takes to go on training it."""
+    if not (directory / TRAINING).is_dir():
+        raise CheckpointError(
+            f"{directory}: no training checkpoint; expected state.json and training/ in it, which a search "
+            "keeps for its front only. To start from a student alone, name it as the teacher of a new run."
+        )
 
 
 def require_same_run(directory: Path, state: TrainingState, fresh: TrainingState) -> None:
@@ -223,20 +191,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _publish(parent: Path, partial: Path, final: Path, keep: int) -> None:
-    """Give the checkpoint its name, enter it into the manifest, and delete what is one too many."""
-    if final.exists():  # the run was resumed from an earlier one
-        shutil.rmtree(final)
-    partial.rename(final)
-    manifest = parent / MANIFEST
-    known = _read_json(manifest)["checkpoints"] if manifest.is_file() else []
-    # Later ones were left behind by a run that was resumed from an earlier checkpoint than its last.
-    names = [name for name in known if name < final.name and (parent / name).is_dir()] + [final.name]
-    _write_json(manifest, {"latest": final.name, "checkpoints": names[-keep:]})
-    for name in {*known, *names} - {*names[-keep:]}:
-        shutil.rmtree(parent / name, ignore_errors=True)
-
-
 def _restored(content: dict[str, Any]) -> TrainingState:
     """The state from JSON, where null stands for a metric that is undefined, or for a score below all others."""
     content["before"] = _defined(content["before"], nan)
@@ -265,12 +219,6 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(json_safe(content), indent=2, allow_nan=False), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

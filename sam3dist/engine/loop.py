@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import isfinite
@@ -21,21 +21,24 @@ from sam3dist.engine.checkpoint import (
     read_state,
     require_same_run,
     require_same_settings,
-    write_checkpoint,
+    require_training_state,
 )
 from sam3dist.engine.clock import Clock
 from sam3dist.engine.curves import Curves
+from sam3dist.engine.folder import TRAINING, CheckpointFolder
 from sam3dist.engine.guards import non_finite, poisoned_unless, shield
 from sam3dist.engine.loggers import Logger
 from sam3dist.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from sam3dist.engine.progress import progress
+from sam3dist.engine.saving import Saver, Saving
 from sam3dist.engine.signals import sigterm_noted
+from sam3dist.errors import NonFiniteError
 from sam3dist.losses import distillation_loss
 from sam3dist.models.recompute import recompute_layers
 from sam3dist.models.segmenter import segment
 from sam3dist.models.size import model_size
 from sam3dist.objective import score
-from sam3dist.strategies.processes import any_rank, counts_of_all_ranks
+from sam3dist.strategies.processes import any_of_each, any_rank, counts_of_all_ranks
 from sam3dist.types import LossTerms, PromptBatch, Report, TeacherAnswers
 
 if TYPE_CHECKING:
@@ -43,8 +46,8 @@ if TYPE_CHECKING:
     from sam3dist.models.segmenter import Pupil, Segmenter
     from sam3dist.strategies.protocol import Strategy
 
-Publish = Callable[[Report, Path | None], None]
-"""Told of every evaluation and checkpoint; gets this rank's directory of the checkpoint where there is a new one."""
+Publish = Callable[[Report], None]
+"""Told of every evaluation; one whose student is also saved is told when that is safe."""
 
 
 def train(
@@ -56,49 +59,67 @@ def train(
     batches: Iterator[PromptBatch],
     evaluate: Callable[[nn.Module], dict[str, float]],
     publish: Publish,
-    directory: Path,
+    folder: CheckpointFolder,
+    scratch: Path | None = None,
     resume: Path | None = None,
     loggers: Sequence[Logger] = (),
+    logs: Mapping[str, Path] | None = None,
     reference_millions: float | None = None,
     epoch_images: int | None = None,
     told_to_stop: Callable[[], bool] | None = None,
+    told_to_save: Callable[[], bool] | None = None,
 ) -> Report:
     """The report of the last evaluation, after `optim.steps` updates, or fewer if it was told to stop.
 
     Every rank calls this with its own share of the data. batches: endless; when resuming, it starts after the
     `batches` of the checkpoint's state. evaluate: metrics of the module, the same on every rank; called on all
-    ranks equally often, first with the untrained student. directory: where checkpoints are written, shared by the
-    ranks or one for each. resume: a checkpoint directory with the files of all ranks. loggers: used on rank 0 only.
+    ranks equally often, first with the untrained student. folder: where checkpoints are kept; scratch: a directory of
+    this rank, needed where that is an object store. resume: a checkpoint's directory, of this machine. loggers: used on
+    rank 0 only. logs: files that rank 0 adds to every checkpoint, by name.
     teacher: None trains on the answers that the batches have, or, without, on labels alone. reference_millions: the
     size that scores are relative to, by default the teacher's, else the student's own. epoch_images: training images
     of an epoch, only for the curves. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the
-    run with a checkpoint.
+    run with a checkpoint. told_to_save: True saves one and goes on, once.
 
-    Raises NonFiniteError before a NaN reaches the weights, CheckpointError where `resume` does not fit.
+    A checkpoint is written while training goes on. One that fails is told and left out.
+
+    Raises NonFiniteError where more than `optim.max_skipped_steps` updates in a row would have brought a NaN into the
+    weights, CheckpointError where `resume` does not fit or where nothing can be saved any more.
     """
     run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images)
     if resume is not None:
         run.restore(resume)
     with run.opened() as sigterm:
+        saver = Saver(folder, scratch, pupil, strategy, config, logs)
+        saving = Saving(saver, publish, run.progress.say, newest=folder.path(resume.name) if resume else None)
         if not run.state.before:
             run.measure(evaluate)
+        warned_before = False
         while run.state.step < config.optim.steps:
             run.step()
             step = run.state.step
             last = step == config.optim.steps
-            stopping = any_rank(sigterm() or (told_to_stop is not None and told_to_stop()), strategy.device)
+            asked = sigterm() or (told_to_stop is not None and told_to_stop())
+            warned = told_to_save is not None and told_to_save()
+            stopping, hurried, writing = any_of_each((asked, warned, saver.writing), strategy.device)
+            if not writing:
+                saving.settle()
             if last or stopping or step % config.run.log_every_steps == 0:
                 run.log_curves()
             measured = last or (step % config.eval.every_steps == 0 and not stopping)
-            saved = last or stopping or step % config.checkpoint.every_steps == 0
+            saved = last or stopping or step % config.checkpoint.every_steps == 0 or (hurried and not warned_before)
+            warned_before = warned_before or hurried
             if measured:
                 run.measure(evaluate)
-            written = run.save(directory) if saved else None
-            if measured or saved:
-                publish(run.report(), written)
+            if saved or (measured and run.is_best):
+                saving.begin(run.state_to_save(), measured, lasting=last or stopping)
+            elif measured:
+                saving.settle()  # reports come in their order
+                publish(replace(run.report(), checkpoint=saving.newest))
             if stopping:
                 break
-    return run.report()
+        saving.settle()
+    return replace(run.report(), checkpoint=saving.newest)
 
 
 class _Run:
@@ -133,7 +154,7 @@ class _Run:
             world_size=strategy.world_size,
             architecture=architecture_of(pupil),  # while the weights are whole
         )
-        self.checkpoint: Path | None = None
+        self.skipped = 0  # updates left out in a row
         if config.optim.gradient_checkpointing:
             recompute_layers(pupil.student)
         self.module, self.optimizer = strategy.setup(pupil, lambda module: make_optimizer(module, config.optim))
@@ -143,12 +164,12 @@ class _Run:
 
     def restore(self, checkpoint: Path) -> None:
         """Go on where the checkpoint was written."""
+        require_training_state(checkpoint)
         saved = read_state(checkpoint)
         require_same_run(checkpoint, saved, self.state)
         require_same_settings(checkpoint, self.config, finished=saved.step >= self.config.optim.steps)
-        self.strategy.load(checkpoint / "training")
+        self.strategy.load(checkpoint / TRAINING)
         self.state = replace(saved, precision=self.state.precision, world_size=self.state.world_size)
-        self.checkpoint = checkpoint
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], bool]]:
@@ -164,7 +185,7 @@ class _Run:
             yield sigterm
 
     def step(self) -> None:
-        """One update. Raises NonFiniteError instead of making it with a NaN."""
+        """One update, or none where it would bring a NaN into the weights; NonFiniteError after too many of these."""
         config, strategy, number = self.config, self.strategy, self.state.step + 1
         set_learning_rate(self.optimizer, learning_rate(number, config.optim))
         torch.manual_seed(step_seed(config.run.seed, number, strategy.rank))
@@ -178,11 +199,26 @@ class _Run:
                 self.curves.add(terms)
                 self.rejected.update(batch.rejected)
             self.norm = strategy.step(config.optim.clip_grad_norm)
-            if not isfinite(self.norm):
-                raise non_finite(number, self.pupil, drawn, self.terms, strategy.backward)
+            if isfinite(self.norm):
+                self.skipped = 0
+            else:
+                error = non_finite(number, self.pupil, drawn, self.terms, strategy.backward)
+                # With the gradients of that second look: an update after all, if it found nothing.
+                self.norm = strategy.step(config.optim.clip_grad_norm)
+                if not isfinite(self.norm):
+                    self.leave_out(error)
         self.state = self.state.after_step(len(drawn), images, self.epoch_images)
         left = self.clock.seconds_for(config.optim.steps - number)
         self.progress.advance(number, self.clock.images_per_second, left)
+
+    def leave_out(self, error: NonFiniteError) -> None:
+        """Go on without this update, unless there were too many of its kind or what it computed stays behind."""
+        self.skipped += 1
+        spoilt = any(not value.isfinite().all() for value in self.pupil.buffers() if value.is_floating_point())
+        if any_rank(spoilt, self.strategy.device) or self.skipped > self.config.optim.max_skipped_steps:
+            raise error
+        self.state = replace(self.state, skipped=self.state.skipped + 1)
+        self.progress.say(f"update left out: {error}")
 
     def terms(self, batch: PromptBatch) -> tuple[LossTerms, Tensor]:
         """The losses of a batch, and whether all that they were made from is finite."""
@@ -233,28 +269,24 @@ class _Run:
         )
         self.progress.say(f"{losses}  grad {self.norm:.2f}  lr {rate:.1e}")
 
-    def save(self, directory: Path) -> Path | None:
-        """This rank's directory of a new checkpoint, or None where other ranks write it."""
+    def state_to_save(self) -> TrainingState:
+        """The state for a checkpoint, with what the other ranks have counted."""
         rejected = Counter(self.state.rejected) + Counter(counts_of_all_ranks(self.rejected))
         self.state, self.rejected = replace(self.state, rejected=dict(rejected)), Counter()
-        written = write_checkpoint(
-            directory,
-            replace(self.state, report=self.report()),
-            pupil=self.pupil,
-            strategy=self.strategy,
-            config=self.config,
-            keep=self.config.checkpoint.keep,
-        )
-        self.checkpoint = written
-        return written
+        return replace(self.state, report=self.report())
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the last evaluation is the best of a student that has trained."""
+        return self.state.step > 0 and self.state.best.get("step") == self.state.step
 
     def report(self) -> Report:
-        """The last evaluation, with the newest checkpoint and how fast the run has been so far."""
+        """The last evaluation, and how fast the run has been so far."""
         report = self.state.report
         assert report is not None
         if self.clock.steps:
             report = replace(report, samples_per_second=self.clock.images_per_second, goodput=self.clock.goodput)
-        return replace(report, checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        return report
 
     def _log(self, kind: str, values: dict[str, float]) -> None:
         for logger in self.loggers:

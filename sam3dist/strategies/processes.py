@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,11 +92,25 @@ def counts_of_all_ranks(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sum(map(Counter, gathered), Counter()))
 
 
+def any_of_each(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Of each flag, whether it is set on any rank. All ranks call it together."""
+    if rank_and_size()[1] == 1:
+        return list(flags)
+    return [count > 0 for count in sum_over_ranks(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on any rank. All ranks call it together."""
+    return any_of_each((flag,), device)[0]
+
+
+def from_first_rank(value: Any) -> Any:
+    """What rank 0 gives here. All ranks call it together."""
     if rank_and_size()[1] == 1:
-        return flag
-    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
+        return value
+    given = [value]
+    dist.broadcast_object_list(given, src=0)
+    return given[0]
 
 
 @torch.no_grad()
