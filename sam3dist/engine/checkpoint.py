@@ -3,7 +3,7 @@
     config.yaml   the run
     state.json    TrainingState: how far it is, and what made it
     student/      the student in the transformers format
-    training/     weights with projections and optimizer state, as the strategy saves them
+    training/     weights with projections and optimizer state, of torch.distributed.checkpoint, for every strategy
 
 A checkpoint is written under a temporary name and renamed, and counts once manifest.json beside it names it.
 Ranks may share the parent directory or have one each; then the files of all ranks make the checkpoint.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
 from torch import nn
 
@@ -109,18 +110,16 @@ class TrainingState:
 
 def write_checkpoint(
     parent: Path, state: TrainingState, *, pupil: Pupil, strategy: Strategy, config: DistillConfig, keep: int
-) -> Path | None:
-    """This rank's directory of the new checkpoint, or None where the strategy saves on rank 0 alone.
+) -> Path:
+    """This rank's directory of the new checkpoint.
 
     All ranks call it together. Of those the manifest names, the `keep` newest stay.
     """
-    writes = strategy.rank == 0 or strategy.sharded
     final = parent / f"step-{state.step:08d}"
     partial = parent / f".{final.name}.partial"
-    if writes:
-        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     barrier()
-    strategy.save(partial / "training")
+    dcp.save(strategy.training_state(), checkpoint_id=partial / "training", no_dist=strategy.world_size == 1)
     student = strategy.student_state()
     if strategy.rank == 0:
         assert student is not None
@@ -132,9 +131,9 @@ def write_checkpoint(
         _publish(parent, partial, final, keep)
     barrier()
     # Still there: this rank has a parent directory of its own.
-    if writes and partial.exists():
+    if partial.exists():
         _publish(parent, partial, final, keep)
-    return final if writes else None
+    return final
 
 
 def read_state(directory: Path) -> TrainingState:
@@ -159,16 +158,6 @@ def require_same_run(directory: Path, state: TrainingState, fresh: TrainingState
         raise CheckpointError(
             f"{directory}: its student or projections have other shapes than those of this run; resume with the "
             "student.* and distillation.features it was trained with, see its config.yaml."
-        )
-    if state.strategy != fresh.strategy:
-        raise CheckpointError(
-            f"strategy.kind={fresh.strategy}: {directory} was saved by {state.strategy}, whose training state "
-            f"only it can read; use strategy.kind={state.strategy}, or start a new run."
-        )
-    if fresh.strategy == "deepspeed" and state.world_size != fresh.world_size:
-        raise CheckpointError(
-            f"strategy.num_workers={fresh.world_size}: {directory} was saved by {state.world_size} workers and "
-            f"DeepSpeed resumes with as many only; use strategy.num_workers={state.world_size}."
         )
 
 

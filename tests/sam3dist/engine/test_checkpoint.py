@@ -4,6 +4,7 @@ from math import inf, isnan, nan
 from pathlib import Path
 
 import pytest
+import torch.distributed.checkpoint as dcp
 
 from sam3dist.config.load import to_yaml
 from sam3dist.config.plain import plain
@@ -71,12 +72,12 @@ def test_a_run_that_goes_back_replaces_what_came_after(write: Writer):
 def test_a_crash_while_saving_leaves_the_last_checkpoint(write: Writer, monkeypatch: pytest.MonkeyPatch):
     write(2)
 
-    def full(directory: Path) -> None:
-        directory.mkdir(parents=True)
-        (directory / "half").touch()
+    def full(*_: object, checkpoint_id: Path, **__: object) -> None:
+        checkpoint_id.mkdir(parents=True)
+        (checkpoint_id / "half").touch()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(write.strategy, "save", full)
+    monkeypatch.setattr(dcp, "save", full)
     with pytest.raises(OSError, match="No space"):
         write(4)
     assert newest_checkpoint(write.parent) == write.parent / "step-00000002"
@@ -111,27 +112,13 @@ def test_what_is_no_training_checkpoint_is_refused(tmp_path: Path):
         read_state(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("saved", "fresh", "message"),
-    [
-        ({"architecture": "xyz"}, {}, "other shapes"),
-        ({"strategy": "fsdp"}, {}, "strategy.kind=ddp: .* saved by fsdp"),
-        (
-            {"strategy": "deepspeed", "world_size": 4},
-            {"strategy": "deepspeed"},
-            "strategy.num_workers=2: .* use strategy.num_workers=4",
-        ),
-    ],
-)
-def test_a_run_that_cannot_go_on_says_why(saved: dict[str, object], fresh: dict[str, object], message: str):
-    with pytest.raises(CheckpointError, match=message):
-        require_same_run(Path("run"), replace(STATE, **saved), replace(STATE, **fresh))
+def test_another_architecture_cannot_go_on():
+    with pytest.raises(CheckpointError, match="other shapes"):
+        require_same_run(Path("run"), replace(STATE, architecture="xyz"), STATE)
 
 
-def test_other_numbers_of_workers_may_resume_ddp_and_fsdp():
-    for strategy in ("ddp", "fsdp"):
-        one, two = (replace(STATE, strategy=strategy, world_size=size) for size in (1, 2))
-        require_same_run(Path("run"), two, one)
+def test_any_strategy_with_any_number_of_workers_may_go_on():
+    require_same_run(Path("run"), STATE, replace(STATE, strategy="deepspeed", precision="fp16", world_size=5))
 
 
 def test_resuming_with_another_student_is_refused(tiny_teacher: Segmenter, tmp_path: Path):
@@ -171,12 +158,13 @@ def test_a_finished_run_does_not_pass_for_one_with_other_settings(tiny_teacher: 
         run(other, tiny_teacher, tmp_path, resume=tmp_path / "step-00000001")
 
 
-def test_a_damaged_training_state_is_a_checkpoint_error(tiny_teacher: Segmenter, tmp_path: Path):
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_damaged_training_state_is_a_checkpoint_error(name: str, tiny_teacher: Segmenter, tmp_path: Path):
     config = settings(optim={"steps": 1})
     run(config, tiny_teacher, tmp_path)
-    file = tmp_path / "step-00000001" / "training" / "state.pt"
+    file = tmp_path / "step-00000001" / "training" / name
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"state.pt: cannot be resumed"):
+    with pytest.raises(CheckpointError, match=r"training: cannot be resumed"):
         run(config, tiny_teacher, tmp_path, resume=tmp_path / "step-00000001")
 
 
