@@ -253,7 +253,7 @@ class DdpConfig(_Strategy):
 
 
 class FsdpConfig(_Strategy):
-    """FSDP2: parameters, gradients and optimizer state sharded; resumes with any number of workers."""
+    """FSDP2: parameters, gradients and optimizer state sharded."""
 
     kind: Literal["fsdp"] = "fsdp"
     """How the workers share the student."""
@@ -262,12 +262,12 @@ class FsdpConfig(_Strategy):
 
 
 class DeepSpeedConfig(_Strategy):
-    """DeepSpeed ZeRO: resumes with the same number of workers only."""
+    """DeepSpeed ZeRO."""
 
     kind: Literal["deepspeed"] = "deepspeed"
     """How the workers share the student."""
-    zero_stage: Literal[2, 3] = 2
-    """2 shards optimizer state and gradients, 3 the weights as well."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """1 shards the optimizer's state, 2 the gradients too, 3 the weights as well."""
 
 
 StrategyConfig = Annotated[DdpConfig | FsdpConfig | DeepSpeedConfig, Field(discriminator="kind")]

@@ -3,7 +3,7 @@
     config.yaml   the run
     state.json    TrainingState: how far it is, and what made it
     student/      the student in the transformers format
-    training/     weights with projections and optimizer state, as the strategy saves them
+    training/     weights with projections and optimizer state, of torch.distributed.checkpoint, for every strategy
 
 saving.py writes them, folder.py keeps them.
 """
@@ -127,16 +127,6 @@ def require_same_run(directory: Path, state: TrainingState, fresh: TrainingState
         raise CheckpointError(
             f"{directory}: its student or projections have other shapes than those of this run; resume with the "
             "student.* and distillation.features it was trained with, see its config.yaml."
-        )
-    if state.strategy != fresh.strategy:
-        raise CheckpointError(
-            f"strategy.kind={fresh.strategy}: {directory} was saved by {state.strategy}, whose training state "
-            f"only it can read; use strategy.kind={state.strategy}, or start a new run."
-        )
-    if fresh.strategy == "deepspeed" and state.world_size != fresh.world_size:
-        raise CheckpointError(
-            f"strategy.num_workers={fresh.world_size}: {directory} was saved by {state.world_size} workers and "
-            f"DeepSpeed resumes with as many only; use strategy.num_workers={state.world_size}."
         )
 
 

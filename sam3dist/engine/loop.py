@@ -169,7 +169,8 @@ class _Run:
         require_same_run(checkpoint, saved, self.state)
         require_same_settings(checkpoint, self.config, finished=saved.step >= self.config.optim.steps)
         self.strategy.load(checkpoint / TRAINING)
-        self.state = replace(saved, precision=self.state.precision, world_size=self.state.world_size)
+        own = {key: getattr(self.state, key) for key in ("strategy", "precision", "world_size")}
+        self.state = replace(saved, **own)
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], bool]]:

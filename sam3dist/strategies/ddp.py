@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from sam3dist.errors import CheckpointError
 from sam3dist.strategies.precision import autocast, resolve_precision
-from sam3dist.strategies.processes import rank_and_size, share_statistics
+from sam3dist.strategies.processes import average_statistics, rank_and_size, share_statistics
+from sam3dist.strategies.training_state import load_training_state, training_state
 from sam3dist.strategies.update import clipped_update
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
     from sam3dist.models.segmenter import Pupil
 
-FILE = "state.pt"
-
 
 class DdpStrategy:
     """See protocol.Strategy. Works without a process group when there is one process."""
-
-    sharded = False
 
     def __init__(self, config: DistillConfig, device: torch.device) -> None:
         self.device = device
@@ -39,6 +35,7 @@ class DdpStrategy:
 
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
         self.pupil = pupil.to(self.device)
+        self.parameters = dict(pupil.named_parameters())
         self.optimizer = make_optimizer(pupil)
         share_statistics(pupil)
         self.module = autocast(pupil, self.device, self.dtype)
@@ -71,22 +68,14 @@ class DdpStrategy:
         self._expect_next()
         return norm
 
-    def save(self, directory: Path) -> None:
-        if self.rank == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            state = {"pupil": self.pupil.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state, directory / FILE)
+    def training_state(self) -> dict[str, Any]:
+        return training_state(self.pupil, self.parameters, self.optimizer)
 
     def load(self, directory: Path) -> None:
-        try:
-            state = torch.load(directory / FILE, map_location=self.device, weights_only=True)
-            self.pupil.load_state_dict(state["pupil"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(f"{directory / FILE}: cannot be resumed ({reason}).") from error
+        load_training_state(directory, self.pupil, self.parameters, self.optimizer)
 
     def student_state(self) -> dict[str, Tensor] | None:
+        average_statistics(self.pupil)
         if self.rank != 0:
             return None
         return {name: value.detach().cpu().clone() for name, value in self.pupil.student.state_dict().items()}

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-2 and ZeRO-3: optimizer state and gradients, or also the weights, in shards, one per process."""
+"""DeepSpeed ZeRO-1, -2 and -3: optimizer state, gradients too, or also the weights in shards, one per process."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam3dist.errors import CheckpointError
 from sam3dist.strategies.precision import resolve_precision
-from sam3dist.strategies.processes import join_group, rank_and_size
+from sam3dist.strategies.processes import average_statistics, join_group, rank_and_size, share_statistics
+from sam3dist.strategies.zero_state import ZeroState
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
     from sam3dist.models.segmenter import Pupil
 
-TAG = "state"
 WHOLE_BELOW = 10_000
 """ZeRO-3 keeps parameters with fewer elements whole on every rank: gathering them costs more than it saves."""
 
 
 class DeepSpeedStrategy:
-    """See protocol.Strategy. Resumes with the same number of workers only."""
-
-    sharded = True
+    """See protocol.Strategy."""
 
     def __init__(self, config: DistillConfig, device: torch.device) -> None:
         join_group(device)
@@ -46,12 +43,13 @@ class DeepSpeedStrategy:
 
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
         deepspeed = quiet_deepspeed(self.device)
-        self.zero = deepspeed.zero
         self.pupil = pupil.to(self.device)
+        share_statistics(pupil)
         # A torch optimizer: DeepSpeed's own are compiled on first use, which takes minutes and a matching CUDA toolkit.
         self.engine, optimizer, _, _ = deepspeed.initialize(
             model=pupil, optimizer=make_optimizer(pupil), config=self._settings()
         )
+        self.state = ZeroState(deepspeed.zero, optimizer, pupil, self.stage)
         return self.engine, optimizer
 
     def _settings(self) -> dict[str, Any]:
@@ -84,38 +82,18 @@ class DeepSpeedStrategy:
         assert isfinite(norm) or not self.engine.was_step_applied()
         return norm
 
-    def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(directory), tag=TAG)
+    def training_state(self) -> dict[str, Any]:
+        return self.state.training_state()
 
     def load(self, directory: Path) -> None:
-        # Its files are pickles, which can run code: load only checkpoints you trust.
-        try:
-            path, _ = self.engine.load_checkpoint(str(directory), tag=TAG)
-        except (AssertionError, OSError, RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(f"{directory}: cannot be resumed ({reason}).") from error
-        if path is None:
-            raise CheckpointError(f"{directory}: holds no DeepSpeed state; use an older checkpoint.")
+        self.state.load(directory)
 
     def student_state(self) -> dict[str, Tensor] | None:
         student = self.pupil.student
-        if self.stage == 3:
-            return self._gathered(student)
-        return _copies(student.state_dict()) if self.rank == 0 else None
-
-    def _gathered(self, student: nn.Module) -> dict[str, Tensor] | None:
-        """One module's weights at a time are whole, so that no rank holds more than it must."""
-        state: dict[str, Tensor] = {}
-        for prefix, part in student.named_modules():
-            with self.zero.GatheredParameters(list(part.parameters(recurse=False)), modifier_rank=None):
-                if self.rank == 0:
-                    own = _copies(dict(part.named_parameters(recurse=False)))
-                    state |= {f"{prefix}.{name}" if prefix else name: value for name, value in own.items()}
-        if self.rank != 0:
-            return None
-        buffers = {name: value for name, value in student.state_dict().items() if name not in state}
-        return state | _copies(buffers)
+        average_statistics(student)
+        kept = student.state_dict().keys() if self.rank == 0 else ()
+        weights = self.state.weights(student, kept)
+        return weights if self.rank == 0 else None
 
 
 def quiet_deepspeed(device: torch.device) -> Any:
@@ -130,7 +108,3 @@ def quiet_deepspeed(device: torch.device) -> Any:
     # with g++ and ninja for 70 s, where plain gloo does as well.
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
-
-
-def _copies(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and optimizer state in shards, one per process; any number of them can resume."""
+"""FSDP2: parameters, gradients and optimizer state in shards, one per process."""
 
 from __future__ import annotations
 
@@ -9,24 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
-from sam3dist.errors import CheckpointError
 from sam3dist.models.segmenter import SHARDABLE
 from sam3dist.strategies.precision import autocast, resolve_precision
-from sam3dist.strategies.processes import join_group, rank_and_size, share_statistics
+from sam3dist.strategies.processes import average_statistics, join_group, rank_and_size, share_statistics
+from sam3dist.strategies.training_state import load_training_state, training_state
 from sam3dist.strategies.update import clipped_update
 
 if TYPE_CHECKING:
@@ -36,8 +28,6 @@ if TYPE_CHECKING:
 
 class FsdpStrategy:
     """See protocol.Strategy."""
-
-    sharded = True
 
     def __init__(self, config: DistillConfig, device: torch.device) -> None:
         join_group(device)
@@ -70,6 +60,7 @@ class FsdpStrategy:
                 fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=self.reshard_after_forward)
         self.root = fully_shard(pupil, mesh=mesh)
         self.pupil = pupil
+        self.parameters = dict(pupil.named_parameters())  # the shards; after a forward call the names stand for wholes
         share_statistics(pupil)
         self.optimizer = make_optimizer(pupil)
         self._expect_next()
@@ -90,22 +81,14 @@ class FsdpStrategy:
         self._expect_next()
         return norm
 
-    def save(self, directory: Path) -> None:
-        weights, optimizer = get_state_dict(self.pupil, self.optimizer)
-        dcp.save({"pupil": weights, "optimizer": optimizer}, checkpoint_id=directory)
+    def training_state(self) -> dict[str, Any]:
+        return training_state(self.pupil, self.parameters, self.optimizer)
 
     def load(self, directory: Path) -> None:
-        weights, optimizer = get_state_dict(self.pupil, self.optimizer)
-        state: dict[str, Any] = {"pupil": weights, "optimizer": optimizer}
-        try:
-            # Partial: weights that no loss reached have no optimizer state, and need none.
-            dcp.load(state, checkpoint_id=directory, planner=DefaultLoadPlanner(allow_partial_load=True))
-        except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[-1]
-            raise CheckpointError(f"{directory}: cannot be resumed ({reason}).") from error
-        set_state_dict(self.pupil, self.optimizer, model_state_dict=state["pupil"], optim_state_dict=state["optimizer"])
+        load_training_state(directory, self.pupil, self.parameters, self.optimizer)
 
     def student_state(self) -> dict[str, Tensor] | None:
+        average_statistics(self.pupil)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         whole: dict[str, Any] = get_model_state_dict(self.pupil, options=options)  # empty on the other ranks
         if self.rank != 0:

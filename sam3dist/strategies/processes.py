@@ -66,20 +66,28 @@ def share_statistics(network: nn.Module) -> None:
     Each rank counts the images it trained on, and would else evaluate and save a network of its own. While training
     nothing needs to be shared: there each batch is normalised by itself.
     """
-    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
-    world_size = rank_and_size()[1]
-    if world_size == 1 or not norms:
-        return
 
     def agree(module: nn.Module, _inputs: object) -> None:
-        if module.training:
-            return
-        counted: list[Any] = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
-        means = sum_over_ranks(torch.cat(counted)) / world_size
-        for value, mean in zip(counted, means.split([len(value) for value in counted]), strict=True):
-            value.copy_(mean)
+        if not module.training:
+            average_statistics(module)
 
-    network.register_forward_pre_hook(agree)
+    if rank_and_size()[1] > 1 and _norms(network):
+        network.register_forward_pre_hook(agree)
+
+
+def average_statistics(network: nn.Module) -> None:
+    """Give the BatchNorms of all ranks the means of what each has counted. All ranks call it together."""
+    norms, world_size = _norms(network), rank_and_size()[1]
+    if world_size == 1 or not norms:
+        return
+    counted: list[Any] = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    means = sum_over_ranks(torch.cat(counted)) / world_size
+    for value, mean in zip(counted, means.split([len(value) for value in counted]), strict=True):
+        value.copy_(mean)
+
+
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [part for part in network.modules() if isinstance(part, _BatchNorm)]
 
 
 def counts_of_all_ranks(counts: Mapping[str, int]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ class Strategy(Protocol):
     device: torch.device
     precision: str
     """What it computes in: "fp32" or "bf16". Weights and optimizer state are always float32."""
-    sharded: bool
-    """Every rank saves a part of the training state; if False rank 0 saves it all."""
 
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
         """The pupil as it is to be called from now on, on the device, and its optimizer.
@@ -45,13 +43,20 @@ class Strategy(Protocol):
         """
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write the weights of the whole pupil and the optimizer's state into a directory, which each rank may have
-        for itself; unless `sharded`, ranks other than 0 write nothing."""
+    def training_state(self) -> dict[str, Any]:
+        """What it takes to go on from here with any strategy and any number of workers, for `dcp.save`:
+
+            {"weights": {name: value}, "optimizer": {name: {"step", "exp_avg", "exp_avg_sq"}}}
+
+        Names are those of the pupil's state_dict, `optimizer` those that have been updated. Values are tensors of
+        float32 (a counter of BatchNorm is an integer) in the shapes they have in one process: whole and the same on
+        every rank, or DTensors, or on one rank only, which has others of the names. They may be those of the strategy
+        itself: write or copy them before the next step.
+        """
         ...
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote, all ranks' files together. Raises CheckpointError."""
+        """Go on from the training state of any strategy that `dcp.save` wrote there. Raises CheckpointError."""
         ...
 
     def student_state(self) -> dict[str, Tensor] | None:

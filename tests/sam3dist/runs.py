@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3dist.config.distill import DistillConfig, StudentSpec
+from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loop import train
 from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Pupil, Segmenter
@@ -82,11 +83,11 @@ def assert_same_weights(
             torch.testing.assert_close(found[name], value, rtol=0, atol=0.02 * moved + 1e-7, msg=f"{name}, {moved}")
 
 
-class Published(list[tuple[Report, Path | None]]):
+class Published(list[Report]):
     """What a run told its surroundings."""
 
-    def __call__(self, report: Report, checkpoint: Path | None) -> None:
-        self.append((report, checkpoint))
+    def __call__(self, report: Report) -> None:
+        self.append(report)
 
 
 def run(config: DistillConfig, teacher: Segmenter, directory: Path, **changes: Any) -> tuple[Report, Pupil]:
@@ -99,7 +100,7 @@ def run(config: DistillConfig, teacher: Segmenter, directory: Path, **changes: A
         "batches": stream(),
         "evaluate": quality,
         "publish": Published(),
-        "directory": directory,
+        "folder": CheckpointFolder(directory),
         **changes,
     }
     return train(config, pupil=pupil, **arguments), pupil

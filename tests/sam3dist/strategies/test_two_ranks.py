@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from sam3dist.engine.loggers import History, read_history
-from sam3dist.errors import CheckpointError
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.segmenter import Segmenter
 from tests.sam3dist.runs import assert_same_weights, pupil_of, run
@@ -131,25 +130,19 @@ def test_every_rank_reports_the_evaluation_of_all_data(case, alone: Path):
 
 
 def test_a_resumed_run_ends_like_one_that_never_stopped(case, alone: Path, tiny_teacher: Segmenter):
-    name, results, out = case
-    assert [result["written"] for result in results] == [True, name != "ddp"]
+    _, results, out = case
+    assert [result["written"] for result in results] == [["__0_0.distcp"], ["__1_0.distcp"]]  # each its share
     assert_trained_alike(out / "resumed" / f"step-{STEPS:08d}", alone, tiny_teacher)
     straight, resumed = (defined(results[0][kind]["metrics"]) for kind in ("straight", "resumed"))
     assert resumed == pytest.approx(straight, rel=1e-3)
 
 
-def test_one_process_resumes_what_two_saved_or_says_that_it_cannot(
-    case, alone: Path, tiny_teacher: Segmenter, tmp_path: Path
-):
+def test_one_process_resumes_what_two_saved(case, alone: Path, tiny_teacher: Segmenter, tmp_path: Path):
     name, _, out = case
     config = config_of(STRATEGIES[name], accumulate=4)
-    arguments = {"resume": out / "merged", "batches": share(0, 1, start=4 * STOP), "evaluate": validate(0, 1, None)}
-    if name.startswith("deepspeed"):
-        with pytest.raises(CheckpointError, match=r"strategy.num_workers=1: .* use strategy.num_workers=2"):
-            run(config, tiny_teacher, tmp_path, **arguments)
-    else:
-        run(config, tiny_teacher, tmp_path, **arguments)
-        assert_trained_alike(tmp_path / f"step-{STEPS:08d}", alone, tiny_teacher)
+    batches, evaluate = share(0, 1, start=4 * STOP), validate(0, 1, None)
+    run(config, tiny_teacher, tmp_path, resume=out / "merged", batches=batches, evaluate=evaluate)
+    assert_trained_alike(tmp_path / f"step-{STEPS:08d}", alone, tiny_teacher)
 
 
 def test_a_nan_on_one_rank_stops_both_and_both_name_it(case):

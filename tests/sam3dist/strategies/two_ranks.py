@@ -33,6 +33,7 @@ from tests.sam3dist.runs import Published, pupil_of, run, settings
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"kind": "ddp"},
     "fsdp": {"kind": "fsdp"},
+    "deepspeed-1": {"kind": "deepspeed", "zero_stage": 1},
     "deepspeed-2": {"kind": "deepspeed", "zero_stage": 2},
     "deepspeed-3": {"kind": "deepspeed", "zero_stage": 3},
 }
@@ -105,10 +106,11 @@ def scenario(rank: int, teacher: Any, strategy: dict[str, Any], out: Path) -> di
         **common,
     )
     (_, written) = told[-1]
+    assert written is not None
     merged = out / "merged"
     for source in range(2):
         dist.barrier()
-        if source == rank and written is not None:
+        if source == rank:
             shutil.copytree(written, merged, dirs_exist_ok=True)
     dist.barrier()
     resumed, pupil = run(
@@ -119,7 +121,7 @@ def scenario(rank: int, teacher: Any, strategy: dict[str, Any], out: Path) -> di
     return {
         "straight": asdict(straight),
         "resumed": asdict(resumed),
-        "written": written is not None,
+        "written": [file.name for file in sorted((written / "training").glob("*.distcp"))],
         "shared": shared(rank),
         "counts": counts_of_all_ranks({"both": 1 + rank, f"only {rank}": 5}),
         "non_finite": failure(rank, config, teacher, out),
