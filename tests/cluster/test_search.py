@@ -21,7 +21,9 @@ from cluster.preflight import free_cpus, held_placement_groups
 from cluster.search import drop_training_state, run_search
 from cluster.searcher import TRIAL
 from cluster.submit import submit
+from sam3dist.config.distill import DistillConfig
 from sam3dist.config.search import Choice, SearchConfig
+from sam3dist.engine.folder import CheckpointFolder, Entry
 from sam3dist.errors import ConfigError
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.size import model_size
@@ -170,12 +172,16 @@ def test_only_trials_that_are_over_and_off_the_front_lose_their_training_state(t
         trial.placement_group_factory = tune.PlacementGroupFactory([{"CPU": 1}])
         trial.set_status(status)
         saved.append(trial.get_json_state())
-        for part in ("student", "training"):
-            folder = tmp_path / "trials" / name / "checkpoints" / "checkpoint_2026" / part
-            folder.mkdir(parents=True)
-            (folder / "file").touch()
+        folder = CheckpointFolder(tmp_path / "trials" / name / "checkpoints")
+        checkpoint = folder.begin("step-00000002")
+        files = [checkpoint / part / "file" for part in ("student", "training")]
+        for file in files:
+            file.parent.mkdir()
+            file.touch()
+        folder.add("step-00000002", checkpoint, files, 0)
+        folder.publish(Entry("step-00000002", 2), parts=1, keep=1)
     (tmp_path / "tune" / "experiment_state-2026-01-01_00-00-00.json").write_text(json.dumps({"trial_data": saved}))
-    drop_training_state(tmp_path, front={"001"})
+    drop_training_state(DistillConfig(), tmp_path, front={"001"})
 
     def having(part: str) -> list[str]:
         return sorted(path.parts[-5] for path in tmp_path.glob(f"trials/*/checkpoints/*/{part}/file"))

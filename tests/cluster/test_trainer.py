@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from cluster.trainer import CHECKPOINTS, SNAPSHOT, located, run_training
+from cluster.trainer import CHECKPOINTS, located, run_training
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import TrainingState
+from sam3dist.engine.folder import CheckpointFolder, Entry
 from sam3dist.errors import CheckpointError, ConfigError, ResourceError
 from sam3dist.verbs import smoke
 
@@ -26,20 +27,20 @@ def config(tiny_run: DistillConfig) -> DistillConfig:
 
 def begun(config: DistillConfig, run_dir: Path, step: int) -> None:
     """A run directory as a run leaves it that was stopped at this step."""
-    checkpoint = run_dir / CHECKPOINTS / "checkpoint_2026"
-    (checkpoint / "training").mkdir(parents=True)
+    folder, name = CheckpointFolder(run_dir / CHECKPOINTS), f"step-{step:08d}"
+    checkpoint = folder.begin(name)
     state = TrainingState(0, config.strategy.kind, "fp32", config.strategy.num_workers, "architecture", step=step)
     (checkpoint / "state.json").write_text(json.dumps(asdict(state)))
     for place in (checkpoint, run_dir):
         (place / "config.yaml").write_text(to_yaml(config))
-    known = {"latest_checkpoint_result": {"checkpoint_dir_name": checkpoint.name}}
-    (run_dir / CHECKPOINTS / SNAPSHOT).write_text(json.dumps(known))
+    folder.add(name, checkpoint, [checkpoint / "state.json", checkpoint / "config.yaml"], 0)
+    folder.publish(Entry(name, step), parts=1, keep=1)
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"distillation.temperature": 6.0}, "distillation.temperature=6.0: .*checkpoint_2026 was trained with"),
+        ({"distillation.temperature": 6.0}, "distillation.temperature=6.0: .*step-00000002 was trained with"),
         ({"student.vision_width": 32}, "student.vision_width=32: .*student.vision_width=16; choose another run.dir"),
         ({"optim.steps": 2, "optim.learning_rate": 0.1}, "optim.learning_rate=0.1: "),
     ],
@@ -59,7 +60,7 @@ def test_more_steps_or_workers_may_go_on(config: DistillConfig, tmp_path: Path):
     more = with_overrides(config, {"optim.steps": 8, "optim.learning_rate": 0.1, "strategy.num_workers": 2})
     with pytest.raises(ResourceError, match="no cluster answers there"):
         run_training(more, tmp_path)
-    (tmp_path / CHECKPOINTS / SNAPSHOT).write_text(json.dumps({"latest_checkpoint_result": None}))
+    (tmp_path / CHECKPOINTS / "manifest.json").unlink()
     with pytest.raises(ResourceError, match="no cluster answers there"):
         run_training(with_overrides(config, {"distillation.temperature": 6.0}), tmp_path)
 

@@ -21,6 +21,7 @@ from cluster.trainer import CHECKPOINTS, run_training
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import with_overrides
 from sam3dist.engine.checkpoint import read_state
+from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loggers import read_history
 from sam3dist.errors import CheckpointError, ResourceError
 from tests.cluster.conftest import CPUS
@@ -42,11 +43,8 @@ def as_words(settings: dict[str, Any]) -> list[str]:
 
 
 def registered(run_dir: Path) -> list[str]:
-    """The checkpoints that Ray Train would resume from."""
-    snapshot = run_dir / CHECKPOINTS / "checkpoint_manager_snapshot.json"
-    if not snapshot.is_file():
-        return []
-    return [each["checkpoint_dir_name"] for each in json.loads(snapshot.read_text())["checkpoint_results"]]
+    """The checkpoints that the run would resume from."""
+    return [entry.name for entry in CheckpointFolder(run_dir / CHECKPOINTS).entries()]
 
 
 def wait_for_checkpoint(process: subprocess.Popen[bytes], run_dir: Path, log: Path, seconds: float = 120) -> None:
@@ -84,7 +82,7 @@ def test_two_workers_train_a_student_that_one_worker_measures_alike(
     # Another shape in the same directory: told at once, by name, and config.yaml stays that of the run.
     config_file = tmp_path / "config.yaml"
     before = config_file.read_text()
-    with pytest.raises(CheckpointError, match=r"student.vision_width=32: .*checkpoint_.* with student.vision_width=16"):
+    with pytest.raises(CheckpointError, match=r"student.vision_width=32: .*step-.* with student.vision_width=16"):
         run_training(with_overrides(tiny_run, {"student.vision_width": 32, "optim.steps": 8}), tmp_path)
     assert config_file.read_text() == before
 
