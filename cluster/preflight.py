@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -32,16 +32,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Demand:
-    """`trials` runs at once, each of `workers` that need `cpus` and `gpus`; 0 trials is a single run."""
+    """`trials` runs at once, each of `workers` that need `cpus` and `gpus`, and as much for each of the `teachers` that
+    all share; 0 trials is a single run."""
 
     workers: int
     cpus: float
     gpus: float
     trials: int = 0
+    teachers: int = 0
 
     @property
     def all_workers(self) -> int:
-        return self.workers * max(self.trials, 1)
+        return self.workers * max(self.trials, 1) + self.teachers
 
     @property
     def all_cpus(self) -> float:
@@ -56,21 +58,42 @@ class Demand:
         what = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         runs = f"{self.trials} trials at once, each of " if self.trials else ""
         drivers = f" and {TRIAL_CPUS:g} CPU for its driver" if self.trials else ""
-        return f"{runs}{self.workers} workers with {what} each{drivers}"
+        teachers = f", and {self.teachers} teachers with as much" if self.teachers else ""
+        return f"{runs}{self.workers} workers with {what} each{drivers}{teachers}"
 
 
-def check_resources(strategy: StrategyConfig, concurrent_trials: int = 0, wait_s: float = 0) -> None:
-    """Return once the cluster has room; ResourceError says what is asked, what is there, and the way out.
+def check_resources(strategy: StrategyConfig, teachers: int = 0, wait_s: float = 0) -> None:
+    """Return once the cluster has room for a run; ResourceError says what is asked, what is there, and the way out.
 
     Room is what the nodes have, not what is free: other jobs end. On an autoscaling cluster `wait_s` is how long
-    it may take to grow; it is asked for the resources at once. `concurrent_trials` 0 is a single run.
+    it may take to grow; it is asked for all the resources at once. A run that may do with fewer workers is content
+    with those.
     """
-    demand = Demand(strategy.num_workers, strategy.cpus_per_worker, float(strategy.use_gpu), concurrent_trials)
+    demand = _demand(strategy, teachers=teachers)
     nodes = alive_nodes()
     if not fits(demand, nodes) and wait_s > 0:
         nodes = _grown(demand, wait_s)
-    if not fits(demand, nodes):
+    if not fits(replace(demand, workers=strategy.min_workers or strategy.num_workers), nodes):
         raise ResourceError(refusal(demand, nodes, wait_s))
+
+
+def room_for_trials(strategy: StrategyConfig, wanted: int, teachers: int = 0, wait_s: float = 0) -> int:
+    """How many runs the cluster holds at once, at most `wanted`; ResourceError, as above, where not even one.
+
+    More would deadlock: each would hold some of the workers that the others wait for.
+    """
+    demand = _demand(strategy, wanted, teachers)
+    nodes = alive_nodes()
+    if not fits(demand, nodes) and wait_s > 0:
+        nodes = _grown(demand, wait_s)
+    room = next((trials for trials in range(wanted, 0, -1) if fits(replace(demand, trials=trials), nodes)), 0)
+    if not room:
+        raise ResourceError(refusal(replace(demand, trials=1), nodes, wait_s))
+    return room
+
+
+def _demand(strategy: StrategyConfig, trials: int = 0, teachers: int = 0) -> Demand:
+    return Demand(strategy.num_workers, strategy.cpus_per_worker, float(strategy.use_gpu), trials, teachers)
 
 
 def fits(demand: Demand, nodes: list[Node]) -> bool:
@@ -94,14 +117,10 @@ def refusal(demand: Demand, nodes: list[Node], waited_s: float = 0) -> str:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     has = f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {cpus:g} CPU and {gpus:g} GPU"
     waited = f" after {waited_s:g} s of waiting" if waited_s else ""
-    single = Demand(demand.workers, demand.cpus, demand.gpus, trials=1)
-    room = next((k for k in range(demand.trials - 1, 0, -1) if fits(_with_trials(single, k), nodes)), 0)
     if demand.gpus and not gpus:
         way_out = "set strategy.use_gpu=false or join a cluster with GPUs (run.address)"
-    elif room:
-        way_out = f"set max_concurrent={room}"
     else:
-        most = sum(_workers_on(node, demand) for node in nodes)
+        most = sum(_workers_on(node, demand) for node in nodes) - demand.teachers
         ways = [f"set strategy.num_workers={most}"] if 0 < most < demand.workers else []
         if demand.gpus and sum(_by_gpu(node, demand) for node in nodes) < demand.all_workers:
             ways.append("join a cluster with more GPUs (run.address)")
@@ -109,10 +128,6 @@ def refusal(demand: Demand, nodes: list[Node], waited_s: float = 0) -> str:
             ways += ["lower strategy.cpus_per_worker", f"offer more CPUs (run.num_cpus={math.ceil(demand.all_cpus)})"]
         way_out = ", or ".join(ways)
     return f"not enough resources: {demand} are asked; the cluster has {has}{waited}; {way_out}."
-
-
-def _with_trials(demand: Demand, trials: int) -> Demand:
-    return Demand(demand.workers, demand.cpus, demand.gpus, trials)
 
 
 def alive_nodes() -> list[Node]:

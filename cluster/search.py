@@ -23,6 +23,7 @@ from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
 from cluster.session import session
 from cluster.taught import shape_source, stored_answers
+from cluster.teachers import Teachers, teachers
 from cluster.trainer import checkpoint_folder, fit, located
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.config.overrides import build
@@ -68,10 +69,15 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
     answers = stored_answers(base, weighs_features(search, base))
     with session(base.run):
         preflight.check_state_api()
-        concurrent = min(search.max_concurrent, search.trials)
-        preflight.check_resources(base.strategy, concurrent, wait_s=base.run.wait_for_nodes_s)
+        wanted = min(search.max_concurrent or search.trials, search.trials)
+        at_once = preflight.room_for_trials(
+            base.strategy, wanted, base.teacher.workers, wait_s=base.run.wait_for_nodes_s
+        )
+        if at_once < (search.max_concurrent or 0):
+            print(f"max_concurrent={search.max_concurrent}: the cluster holds {at_once} trials at once", flush=True)
         cpus, groups = preflight.free_cpus(), preflight.held_placement_groups()
-        results = _tuner(search, base, run_dir, refuse, answers).fit()
+        with teachers(base) as asked:
+            results = _tuner(search, base, run_dir, refuse, at_once, answers, asked).fit()
         lost = preflight.wait_until_free(cpus, groups)
         if lost:  # no error: on a shared cluster others may have taken them, and what was found is not to be lost
             said = "if no other job has taken them, restart the cluster"
@@ -83,12 +89,18 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
 
 
 def _tuner(
-    search: SearchConfig, base: DistillConfig, run_dir: Path, refuse: Refusal, answers: AnswerStore | None
+    search: SearchConfig,
+    base: DistillConfig,
+    run_dir: Path,
+    refuse: Refusal,
+    at_once: int,
+    answers: AnswerStore | None,
+    asked: Teachers | None,
 ) -> tune.Tuner:
     """The search as Tune runs it: as it was when a crash cut it short, else a fresh one."""
     for mistake in run_dir.glob(f"{TRIALS}/*/{MISTAKE}"):
         mistake.unlink()  # whoever starts the search again has mended something
-    trainable = tune.with_resources(_trial(base, search.name, run_dir, answers), {"CPU": preflight.TRIAL_CPUS})
+    trainable = tune.with_resources(_trial(base, search.name, run_dir, answers, asked), {"CPU": preflight.TRIAL_CPUS})
     state = run_dir / TUNE
     if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
         print(f"going on with the search in {run_dir}", flush=True)
@@ -106,7 +118,7 @@ def _tuner(
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=search.trials,
-            max_concurrent_trials=search.max_concurrent,
+            max_concurrent_trials=at_once,
             search_alg=JointSearch(search, quality, steps, run_dir / JOURNAL, refuse),
             scheduler=_scheduler(search, steps, run_dir / RUNGS),
         ),
@@ -121,7 +133,7 @@ def _tuner(
 
 
 def _trial(
-    base: DistillConfig, name: str, run_dir: Path, answers: AnswerStore | None
+    base: DistillConfig, name: str, run_dir: Path, answers: AnswerStore | None, asked: Teachers | None
 ) -> Callable[[dict[str, Any]], None]:
     """What Tune runs for a trial: one training run, in a directory that follows from the trial's number."""
 
@@ -134,7 +146,7 @@ def _trial(
         own = {"name": f"{name}-{suggestion[TRIAL]}", "checkpoint.keep": 1}
         config = with_overrides(base, {**suggestion[VALUES], **own, **own_storage(base, suggestion[TRIAL])})
         try:
-            report = fit(config, directory, answers, callbacks=[TuneReportCallback()])
+            report = fit(config, directory, answers, asked, callbacks=[TuneReportCallback()])
         except Sam3DistError as error:
             mistake.write_text(str(error), encoding="utf-8")
             raise

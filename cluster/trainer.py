@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.mistakes import GiveUpOnMistakes, explained
@@ -20,10 +20,11 @@ from cluster.session import session
 from cluster.stopping import checkpoint_on_sigterm, take_back
 from cluster.streams import TRAIN, reference_dataset, split_config
 from cluster.taught import require_followed, stored_answers
+from cluster.teachers import Teachers, teachers
 from sam3dist.answers import imitated_features
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
-from sam3dist.data.shards import open_shards
+from sam3dist.data.shards import Shards, open_shards
 from sam3dist.engine.folder import STUDENT, CheckpointFolder
 from sam3dist.errors import ConfigError
 from sam3dist.teaching.teachers import foreign_file
@@ -60,20 +61,22 @@ def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str
     require_resumable(config, run_dir.resolve())  # `fit` asks as well, but by then a cluster is up
     answers = stored_answers(config)
     with session(config.run):
-        check_resources(config.strategy, wait_s=config.run.wait_for_nodes_s)
-        return fit(config, run_dir.resolve(), answers)
+        check_resources(config.strategy, config.teacher.workers, wait_s=config.run.wait_for_nodes_s)
+        with teachers(config) as started:
+            return fit(config, run_dir.resolve(), answers, started)
 
 
 def fit(
     config: DistillConfig,
     run_dir: Path,
     answers: AnswerStore | None = None,
+    asked: Teachers | None = None,
     *,
     callbacks: Sequence[UserCallback] = (),
 ) -> dict[str, Any]:
     """`run_training` on a connected cluster that has room, with absolute paths; a trial's part of a search.
 
-    answers: of its teacher, which then is not asked. callbacks: of Ray Train, such as the link to Tune.
+    answers: of its teacher, which then is not asked. asked: its teacher, if that runs elsewhere. callbacks: of Ray Train, such as the link to Tune.
     """
     shards = open_shards(str(config.data.train))
     open_shards(str(config.data.val))
@@ -83,32 +86,9 @@ def fit(
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     take_back(run_dir)
-    trainer = TorchTrainer(
-        _train_worker,
-        # A trial has its line per report; the progress of all trials at once would bury it.
-        train_loop_config={
-            "config": config,
-            "run_dir": str(run_dir),
-            "answers": answers and replace(answers, features=imitated_features(config.distillation)),
-            "quiet": bool(callbacks),
-        },
-        datasets={TRAIN: reference_dataset(shards, config)},
-        dataset_config=split_config(),
-        scaling_config=scaling(config.strategy),
-        torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name=RAY,
-            storage_path=str(run_dir),
-            failure_config=failures(config.strategy),
-            callbacks=[GiveUpOnMistakes(), *callbacks],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    with explained(), checkpoint_on_sigterm(run_dir):
-        report = trainer.fit().return_value
-    assert report is not None
     folder = checkpoint_folder(config, run_dir)
+    with checkpoint_on_sigterm(run_dir):
+        report = _trained(lambda: _trainer(config, run_dir, shards, answers, asked, callbacks), folder)
     checkpoint = _last_here(folder, run_dir)
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return {
@@ -125,6 +105,56 @@ def fit(
         "inherited": _inherited(run_dir),
         "data": {"train": config.data.train, "val": config.data.val},
     }
+
+
+def _trained(make: Callable[[], TorchTrainer], folder: CheckpointFolder) -> dict[str, Any]:
+    """What the workers return. A run that has spent its failures gets new ones for every new checkpoint: over days
+    many machines fail, and what is to end is only a run that does not get ahead."""
+    while True:
+        before = [entry.step for entry in folder.entries()]
+        try:
+            with explained():
+                report = make().fit().return_value
+            assert report is not None
+            return report
+        except TrainingFailedError as error:
+            if [entry.step for entry in folder.entries()] == before:
+                raise
+            lost = " ".join(str(error).split())[:200]
+            print(f"sam3dist: starts again after many failures, since it got ahead ({lost})", flush=True)
+
+
+def _trainer(
+    config: DistillConfig,
+    run_dir: Path,
+    shards: Shards,
+    answers: AnswerStore | None,
+    asked: Teachers | None,
+    callbacks: Sequence[UserCallback],
+) -> TorchTrainer:
+    return TorchTrainer(
+        _train_worker,
+        # A trial has its line per report; the progress of all trials at once would bury it.
+        train_loop_config={
+            "config": config,
+            "run_dir": str(run_dir),
+            "answers": answers and replace(answers, features=imitated_features(config.distillation)),
+            "teachers": asked,
+            "quiet": bool(callbacks),
+        },
+        datasets={TRAIN: reference_dataset(shards, config)},
+        dataset_config=split_config(),
+        scaling_config=scaling(config.strategy),
+        torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=RAY,
+            storage_path=str(run_dir),
+            failure_config=failures(config.strategy),
+            callbacks=[GiveUpOnMistakes(), *callbacks],
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
 
 
 def _inherited(run_dir: Path) -> dict[str, Any] | None:

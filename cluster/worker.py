@@ -22,6 +22,7 @@ from torch import nn
 from cluster.stopping import preempted, told_to_stop
 from cluster.streams import TRAIN, training_batches
 from cluster.taught import shape_source, teaches
+from cluster.teachers import Teachers, answered
 from cluster.trainer import HISTORY, INHERITED, checkpoint_folder
 from sam3dist.answers import imitated_features
 from sam3dist.data.batches import calibration_batches, evaluation_batches
@@ -49,7 +50,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker's run; gives what Ray Train returns as the result of the run: the last report.
 
     settings: "config", a DistillConfig; "run_dir", which all workers share; "answers", the teacher's AnswerStore or
-    None; "quiet", to print nothing about its progress. Resumes from the newest checkpoint of the run that is whole.
+    None; "teachers", that run elsewhere, or None; "quiet", to print nothing about its progress. Resumes from the newest
+    checkpoint of the run that is whole.
     """
     _hush()
     config: DistillConfig = settings["config"]
@@ -61,10 +63,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():
-            return asdict(_train(config, run_dir, scratch, settings["answers"]))
+            return asdict(_train(config, run_dir, scratch, settings["answers"], settings["teachers"]))
 
 
-def _train(config: DistillConfig, run_dir: Path, scratch: Path, answers: AnswerStore | None) -> Report:
+def _train(
+    config: DistillConfig, run_dir: Path, scratch: Path, answers: AnswerStore | None, elsewhere: Teachers | None
+) -> Report:
     folder = checkpoint_folder(config, run_dir)
     resume = _newest_whole(folder, scratch)
     logs = {name: run_dir / name for name in (HISTORY, INHERITED)}
@@ -77,12 +81,12 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, answers: AnswerS
     student = make_student(config, base, run_dir, resume)
     reference_millions = model_size(base.net.config).params_millions
     asked = None
-    if answers is None and teaches(config):
+    if answers is None and elsewhere is None and teaches(config):
         teacher = base if like is None else load_teacher(config.teacher.source, device, "fp32", token)
         asked = in_precision(teacher, config.teacher.precision)
     del base  # who learns from labels alone, or from stored answers, needs its memory
     pupil = _pupil(student, config)
-    side = max(student.image_size, asked.image_size) if asked else student.image_size
+    side = max(student.image_size, *(each.image_size for each in (asked, elsewhere) if each))
     strategy = make_strategy(config, device)
     val = open_shards(_named(config.data.val))
 
@@ -103,6 +107,8 @@ def _train(config: DistillConfig, run_dir: Path, scratch: Path, answers: AnswerS
     references = ray.train.get_dataset_shard(TRAIN).iter_rows()
     seen = batches_seen(read_state(resume), config) if resume else 0
     batches = training_batches(references, config.data, side, seed=config.run.seed, skip_batches=seen, answers=answers)
+    if elsewhere is not None:
+        batches = answered(batches, elsewhere, config, strategy.rank)
     with closing(batches):
         return train(
             config,

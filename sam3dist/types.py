@@ -47,8 +47,8 @@ class PromptBatch:
     exhaustive: Tensor  # [P] bool; False: there may be more instances than the masks show
     rejected: Mapping[str, int] = field(default_factory=dict)
     """In training, how many rows are missing because they could not be used, by reason."""
-    answers: CodedAnswers | None = None
-    """What the teacher said of these prompts, where it was asked before (`sam3dist teach`)."""
+    answers: CodedAnswers | TeacherAnswers | None = None
+    """What the teacher said of these prompts, where it was asked before (`sam3dist teach`) or elsewhere."""
 
     def __post_init__(self) -> None:
         count = len(self.prompts)
@@ -102,6 +102,11 @@ class TeacherAnswers:
     mask_logits: Tensor  # [M, h, w]
     features: dict[str, Tensor] = field(default_factory=dict)
     """As those of SegOutputs."""
+
+    def to(self, device: Any) -> TeacherAnswers:
+        """The same answers with their tensors on `device`."""
+        features = {name: value.to(device, non_blocking=True) for name, value in self.features.items()}
+        return replace(_moved(self, device), features=features)
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,6 @@ def _moved(nouns: Nouns, device: Any) -> Nouns:
         f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
         for f in fields(nouns)  # type: ignore[arg-type]
         for value in (getattr(nouns, f.name),)
-        if isinstance(value, Tensor | CodedAnswers)
+        if isinstance(value, Tensor | CodedAnswers | TeacherAnswers)
     }
     return replace(nouns, **moved)  # type: ignore[type-var]

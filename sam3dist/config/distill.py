@@ -37,6 +37,9 @@ class TeacherConfig(Settings):
     """online asks the teacher in every step; stored reads what `sam3dist teach` wrote once for all runs."""
     answers: str | None = None
     """Directory of the stored answers; None is `answers` inside data.train."""
+    workers: int = Field(0, ge=0)
+    """Processes that hold the teacher and answer online, each with the CPUs and the GPU of a training worker, shared by
+    all trials of a search; 0 asks it in every training worker."""
 
 
 class StudentSpec(Settings):
@@ -242,7 +245,8 @@ class _Strategy(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where a probe shows that the device computes it fast, else fp32."""
     max_failures: int = Field(2, ge=0)
-    """Worker groups lost before the run gives up; each restart resumes from the last checkpoint."""
+    """Worker groups lost in a row, without a new checkpoint in between, before the run gives up; each restart resumes
+    from the last checkpoint."""
 
 
 class DdpConfig(_Strategy):

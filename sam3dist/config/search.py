@@ -66,8 +66,9 @@ class SearchConfig(Settings):
     """Dotted key of the run -> its range."""
     trials: int = Field(16, ge=1)
     """Students to train. A suggestion that is refused before it trains does not count."""
-    max_concurrent: int = Field(1, ge=1)
-    """Trials at a time; each takes the CPUs of its workers and 0.1 for its driver."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Most trials at a time; each takes the CPUs of its workers and 0.1 for its driver. Null, or more than the cluster
+    holds, is as many as it holds."""
     sampler: Literal["tpe", "gp", "nsga2", "random"] = "tpe"
     """What suggests the next trial: Parzen estimators, a Gaussian process, evolution, or chance."""
     startup_trials: int | None = Field(None, ge=1)

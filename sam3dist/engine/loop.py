@@ -91,6 +91,8 @@ def train(
         run.restore(resume)
     with run.opened() as sigterm:
         saver = Saver(folder, scratch, pupil, strategy, config, logs)
+        if resume is not None:
+            run.progress.say(f"goes on from {folder.path(resume.name)}")
         saving = Saving(saver, publish, run.progress.say, newest=folder.path(resume.name) if resume else None)
         if not run.state.before:
             run.measure(evaluate)
@@ -232,6 +234,8 @@ class _Run:
     def taught(self, batch: PromptBatch) -> TeacherAnswers | None:
         """What the teacher says of the batch, or has said of it; None where labels alone teach."""
         features = imitated_features(self.config.distillation)
+        if isinstance(batch.answers, TeacherAnswers):
+            return batch.answers
         if batch.answers is not None:
             return decoded(batch.answers, features)
         if self.teacher is None:

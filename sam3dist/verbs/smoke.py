@@ -81,7 +81,7 @@ def teach(search: SearchConfig) -> dict[str, Any] | None:
 
     if search.base().teacher.mode == "online":
         return None
-    config = with_overrides(search.base(), {"strategy.num_workers": search.max_concurrent})
+    config = with_overrides(search.base(), {"strategy.num_workers": search.max_concurrent or 1})
     with progress("asking the teacher, row") as update:
         return run_teaching(config, update, weighs_features(search, config))
 

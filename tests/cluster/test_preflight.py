@@ -1,6 +1,12 @@
 """What a cluster can hold, by hand-made clusters."""
 
-from cluster.preflight import TRIAL_CPUS, Demand, Node, fits, refusal
+import pytest
+
+from cluster.preflight import TRIAL_CPUS, Demand, Node, check_resources, fits, refusal, room_for_trials
+from sam3dist.config.distill import DistillConfig
+from sam3dist.config.load import with_overrides
+from sam3dist.errors import ResourceError
+from tests.cluster.conftest import CPUS
 
 
 def test_a_worker_fits_on_one_node_or_not_at_all():
@@ -36,10 +42,35 @@ def test_a_refusal_says_what_is_asked_what_is_there_and_the_way_out():
     assert "\n" not in line
 
 
-def test_a_refused_search_is_told_how_many_trials_fit_at_once():
-    line = refusal(Demand(workers=2, cpus=1, gpus=0, trials=4), [Node(cpus=5, gpus=0)])
-    assert "4 trials at once" in line
-    assert "max_concurrent=2" in line
+def test_a_refused_search_is_told_what_one_trial_needs():
+    line = refusal(Demand(workers=2, cpus=1, gpus=0, trials=1), [Node(cpus=1, gpus=0)])
+    assert "1 trials at once, each of 2 workers with 1 CPU each and 0.1 CPU for its driver are asked" in line
+    assert "strategy.num_workers=1" in line
+
+
+def test_teachers_that_all_trials_share_need_room_of_their_own():
+    four = [Node(cpus=8, gpus=2), Node(cpus=8, gpus=2)]
+    assert fits(Demand(workers=1, cpus=1, gpus=1, trials=3, teachers=1), four)
+    assert not fits(Demand(workers=1, cpus=1, gpus=1, trials=3, teachers=2), four)
+    assert "and 2 teachers with as much" in refusal(Demand(workers=1, cpus=1, gpus=1, trials=3, teachers=2), four)
+
+
+@pytest.mark.slow
+def test_a_search_takes_as_many_trials_at_once_as_the_cluster_holds(joined: object, tiny_run: DistillConfig):
+    assert room_for_trials(tiny_run.strategy, wanted=9) == CPUS - 1  # beside a tenth for each driver
+    assert room_for_trials(tiny_run.strategy, wanted=2) == 2
+    with_two = with_overrides(tiny_run, {"strategy.num_workers": 2})
+    assert room_for_trials(with_two.strategy, wanted=9, teachers=1) == 1
+    with pytest.raises(ResourceError, match="1 trials at once, each of 5 workers .* strategy.num_workers=4"):
+        room_for_trials(with_overrides(tiny_run, {"strategy.num_workers": 5}).strategy, wanted=9)
+
+
+@pytest.mark.slow
+def test_a_run_that_may_do_with_fewer_workers_is_not_refused(joined: object, tiny_run: DistillConfig):
+    many = with_overrides(tiny_run, {"strategy.num_workers": 40})
+    with pytest.raises(ResourceError, match="40 workers"):
+        check_resources(many.strategy)
+    check_resources(with_overrides(many, {"strategy.min_workers": 2}).strategy)
 
 
 def test_who_asks_for_gpus_where_there_are_none_is_told_so():

@@ -111,5 +111,5 @@ def test_the_search_on_a_small_machine_needs_two_cpus():
     search = load_search(SPACES / "smoke.yaml")
     strategy = search.base().strategy
     drivers = 0.1
-    asked = search.max_concurrent * (strategy.num_workers * strategy.cpus_per_worker + drivers)
+    asked = (search.max_concurrent or 1) * (strategy.num_workers * strategy.cpus_per_worker + drivers)
     assert asked <= search.base().run.num_cpus == 2
