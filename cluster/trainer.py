@@ -76,7 +76,8 @@ def fit(
 ) -> dict[str, Any]:
     """`run_training` on a connected cluster that has room, with absolute paths; a trial's part of a search.
 
-    answers: of its teacher, which then is not asked. asked: its teacher, if that runs elsewhere. callbacks: of Ray Train, such as the link to Tune.
+    answers: of its teacher, which then is not asked. asked: its teacher, if that runs elsewhere. callbacks: of Ray
+    Train, such as the link to Tune.
     """
     shards = open_shards(str(config.data.train))
     open_shards(str(config.data.val))

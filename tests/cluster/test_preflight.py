@@ -61,7 +61,7 @@ def test_a_search_takes_as_many_trials_at_once_as_the_cluster_holds(joined: obje
     assert room_for_trials(tiny_run.strategy, wanted=2) == 2
     with_two = with_overrides(tiny_run, {"strategy.num_workers": 2})
     assert room_for_trials(with_two.strategy, wanted=9, teachers=1) == 1
-    with pytest.raises(ResourceError, match="1 trials at once, each of 5 workers .* strategy.num_workers=4"):
+    with pytest.raises(ResourceError, match=r"1 trials at once, each of 5 workers .* strategy.num_workers=4"):
         room_for_trials(with_overrides(tiny_run, {"strategy.num_workers": 5}).strategy, wanted=9)
 
 
