@@ -27,6 +27,7 @@ import torch
 import yaml
 from torch import nn
 
+from sam3dist.data.segments import Segment, after_batches
 from sam3dist.errors import CheckpointError
 from sam3dist.models.checkpoint import save_segmenter
 from sam3dist.strategies.processes import barrier
@@ -81,6 +82,7 @@ class TrainingState:
     step: int = 0  # updates done
     batches: int = 0  # drawn on each rank
     images: int = 0  # trained on by all ranks together
+    segments: tuple[Segment, ...] = ()  # how they came to the ranks so far; empty where the batches are not of shards
     rejected: dict[str, int] = field(default_factory=dict)  # rows that all ranks set aside, each time, by reason
     epoch: float | None = None  # passes over the training images, where their number is known
     before: dict[str, float] = field(default_factory=dict)  # metrics of the untrained student
@@ -96,6 +98,7 @@ class TrainingState:
             step=self.step + 1,
             batches=self.batches + batches,
             images=images,
+            segments=after_batches(self.segments, batches),
             epoch=None if epoch_images is None else images / epoch_images,
         )
 
@@ -241,6 +244,7 @@ def _restored(content: dict[str, Any]) -> TrainingState:
     """The state from JSON, where null stands for a metric that is undefined, or for a score below all others."""
     content["before"] = _defined(content["before"], nan)
     content["best"] = _defined(content["best"], -inf)
+    content["segments"] = tuple(Segment(**segment) for segment in content.get("segments", ()))
     if content["report"] is not None:
         report = _defined(content["report"], -inf)
         values = {name: _defined(report[name], nan) for name in ("metrics", "before")}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3dist.answers import decoded, imitable, imitated_features
+from sam3dist.data.segments import Segment
 from sam3dist.engine.checkpoint import (
     TrainingState,
     architecture_of,
@@ -61,6 +62,7 @@ def train(
     loggers: Sequence[Logger] = (),
     reference_millions: float | None = None,
     epoch_images: int | None = None,
+    segments: tuple[Segment, ...] = (),
     told_to_stop: Callable[[], bool] | None = None,
 ) -> Report:
     """The report of the last evaluation, after `optim.steps` updates, or fewer if it was told to stop.
@@ -71,12 +73,13 @@ def train(
     ranks or one for each. resume: a checkpoint directory with the files of all ranks. loggers: used on rank 0 only.
     teacher: None trains on the answers that the batches have, or, without, on labels alone. reference_millions: the
     size that scores are relative to, by default the teacher's, else the student's own. epoch_images: training images
-    of an epoch, only for the curves. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the
+    of an epoch, only for the curves. segments: how the rows came to the ranks so far, this group of ranks at the end;
+    only kept, in the checkpoints. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the
     run with a checkpoint.
 
     Raises NonFiniteError before a NaN reaches the weights, CheckpointError where `resume` does not fit.
     """
-    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images)
+    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images, segments)
     if resume is not None:
         run.restore(resume)
     with run.opened() as sigterm:
@@ -114,6 +117,7 @@ class _Run:
         loggers: Sequence[Logger],
         reference_millions: float | None,
         epoch_images: int | None,
+        segments: tuple[Segment, ...],
     ) -> None:
         self.clock = Clock()
         self.curves = Curves()
@@ -132,6 +136,7 @@ class _Run:
             precision=strategy.precision,
             world_size=strategy.world_size,
             architecture=architecture_of(pupil),  # while the weights are whole
+            segments=segments,
         )
         self.checkpoint: Path | None = None
         if config.optim.gradient_checkpointing:
@@ -147,7 +152,8 @@ class _Run:
         require_same_run(checkpoint, saved, self.state)
         require_same_settings(checkpoint, self.config, finished=saved.step >= self.config.optim.steps)
         self.strategy.load(checkpoint / "training")
-        self.state = replace(saved, precision=self.state.precision, world_size=self.state.world_size)
+        now = self.state
+        self.state = replace(saved, precision=now.precision, world_size=now.world_size, segments=now.segments)
         self.checkpoint = checkpoint
 
     @contextmanager

@@ -7,6 +7,7 @@ import pytest
 
 from sam3dist.config.load import to_yaml
 from sam3dist.config.plain import plain
+from sam3dist.data.segments import Segment
 from sam3dist.engine.checkpoint import (
     TrainingState,
     architecture_of,
@@ -66,6 +67,15 @@ def test_a_run_that_goes_back_replaces_what_came_after(write: Writer):
     write(4, keep=3)  # resumed from step 2
     assert sorted(path.name for path in write.parent.glob("step-*")) == ["step-00000002", "step-00000004"]
     assert newest_checkpoint(write.parent) == write.parent / "step-00000004"
+
+
+def test_the_history_of_the_data_is_kept(write: Writer):
+    segments = (Segment("abc", 3, 1, 3, 8, batches=4), Segment("abc", 3, 1, 2, 8, batches=1))
+    path = write(2, segments=segments)
+    assert path is not None
+    state = read_state(path)
+    assert state.segments == segments
+    assert state.after_step(2, 16, None).segments == (segments[0], replace(segments[1], batches=3))
 
 
 def test_a_crash_while_saving_leaves_the_last_checkpoint(write: Writer, monkeypatch: pytest.MonkeyPatch):
