@@ -24,7 +24,7 @@ from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.stopping import STOP, checkpoint_on_sigterm
-from cluster.streams import TRAIN, reference_dataset, split_config
+from cluster.streams import TRAIN, make_deal, reference_dataset, split_config
 from cluster.taught import require_followed, stored_answers
 from sam3dist.answers import imitated_features
 from sam3dist.config.load import to_yaml, with_overrides
@@ -35,6 +35,7 @@ from sam3dist.teaching.teachers import foreign_file
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DataConfig, DistillConfig, StrategyConfig
+    from sam3dist.engine.checkpoint import TrainingState
     from sam3dist.teaching.store import AnswerStore
 
 CHECKPOINTS = "checkpoints"
@@ -85,7 +86,8 @@ def fit(
     open_shards(str(config.data.val))
     if answers is not None:
         require_followed(config)  # a search may vary what decides it
-    require_resumable(config, run_dir)
+    state = require_resumable(config, run_dir)
+    deal = make_deal(shards, config, state.segments if state else ())
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (run_dir / STOP).unlink(missing_ok=True)
@@ -96,9 +98,10 @@ def fit(
             "config": config,
             "run_dir": str(run_dir),
             "answers": answers and replace(answers, features=imitated_features(config.distillation)),
+            "deal": deal,
             "quiet": bool(callbacks),
         },
-        datasets={TRAIN: reference_dataset(shards, config)},
+        datasets={TRAIN: reference_dataset(shards, config.run.seed, deal)},
         dataset_config=split_config(),
         scaling_config=scaling(config.strategy),
         torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),
@@ -148,17 +151,17 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return train_worker(settings)
 
 
-def require_resumable(config: DistillConfig, run_dir: Path) -> None:
-    """Raise CheckpointError where the run would go on from a checkpoint that was trained with other settings.
+def require_resumable(config: DistillConfig, run_dir: Path) -> TrainingState | None:
+    """The state that the run would go on from, if any; CheckpointError where it was trained with other settings.
 
     The workers refuse it, too, but only after the directory's config.yaml is that of this run.
     """
     snapshot = run_dir / CHECKPOINTS / SNAPSHOT
     if not snapshot.is_file():
-        return
+        return None
     latest = json.loads(snapshot.read_text(encoding="utf-8"))["latest_checkpoint_result"]
     if latest is None:
-        return
+        return None
     # Here, for the sake of fresh trials: their drivers need not spend ten seconds on networks they never build.
     from sam3dist.engine.checkpoint import read_state, require_same_run, require_same_settings
 
@@ -167,6 +170,7 @@ def require_resumable(config: DistillConfig, run_dir: Path) -> None:
     fresh = replace(state, strategy=config.strategy.kind, world_size=config.strategy.num_workers)
     require_same_run(checkpoint, state, fresh)
     require_same_settings(checkpoint, config, finished=state.step >= config.optim.steps)
+    return state
 
 
 def located(config: DistillConfig, run_dir: Path) -> DistillConfig:
