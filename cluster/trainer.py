@@ -18,7 +18,7 @@ from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.stopping import checkpoint_on_sigterm, take_back
-from cluster.streams import TRAIN, reference_dataset, split_config
+from cluster.streams import TRAIN, Deal, make_deal, reference_dataset, split_config
 from cluster.taught import require_followed, stored_answers
 from cluster.teachers import Teachers, teachers
 from sam3dist.answers import imitated_features
@@ -31,6 +31,7 @@ from sam3dist.teaching.teachers import foreign_file
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DataConfig, DistillConfig, StrategyConfig
+    from sam3dist.engine.checkpoint import TrainingState
     from sam3dist.teaching.store import AnswerStore
 
 CHECKPOINTS, RAY = "checkpoints", "ray"
@@ -83,24 +84,25 @@ def fit(
     open_shards(str(config.data.val))
     if answers is not None:
         require_followed(config)  # a search may vary what decides it
-    require_resumable(config, run_dir)
+    state = require_resumable(config, run_dir)
+    deal = make_deal(shards, config, state.segments if state else ())
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     take_back(run_dir)
     folder = checkpoint_folder(config, run_dir)
     with checkpoint_on_sigterm(run_dir):
-        report = _trained(lambda: _trainer(config, run_dir, shards, answers, asked, callbacks), folder)
+        report = _trained(lambda: _trainer(config, run_dir, shards, deal, answers, asked, callbacks), folder)
     checkpoint = _last_here(folder, run_dir)
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    reached = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return {
         "metrics": report["metrics"],
         **{key: report[key] for key in EXTRA_KEYS},
         # A run that was told to stop goes on after its last evaluation, and its last checkpoint knows how far.
-        "step": state["step"],
-        "rejected": state.get("rejected", {}),  # runs that ended before this was counted lack it
+        "step": reached["step"],
+        "rejected": reached.get("rejected", {}),  # runs that ended before this was counted lack it
         "measured_at": report["step"],
         "complete": report["step"] >= config.optim.steps,
-        "skipped": state.get("skipped", 0),
+        "skipped": reached.get("skipped", 0),
         "checkpoint": str(checkpoint),
         "checkpoints": {"at": folder.location, "kept": [asdict(entry) for entry in folder.entries()]},
         "inherited": _inherited(run_dir),
@@ -129,6 +131,7 @@ def _trainer(
     config: DistillConfig,
     run_dir: Path,
     shards: Shards,
+    deal: Deal,
     answers: AnswerStore | None,
     asked: Teachers | None,
     callbacks: Sequence[UserCallback],
@@ -141,9 +144,10 @@ def _trainer(
             "run_dir": str(run_dir),
             "answers": answers and replace(answers, features=imitated_features(config.distillation)),
             "teachers": asked,
+            "deal": deal,
             "quiet": bool(callbacks),
         },
-        datasets={TRAIN: reference_dataset(shards, config)},
+        datasets={TRAIN: reference_dataset(shards, config.run.seed, deal)},
         dataset_config=split_config(),
         scaling_config=scaling(config.strategy),
         torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),
@@ -171,15 +175,15 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return train_worker(settings)
 
 
-def require_resumable(config: DistillConfig, run_dir: Path) -> None:
-    """Raise CheckpointError where the run would go on from a checkpoint that was trained with other settings.
+def require_resumable(config: DistillConfig, run_dir: Path) -> TrainingState | None:
+    """The state that the run would go on from, if any; CheckpointError where it was trained with other settings.
 
     The workers refuse it, too, but only after the directory's config.yaml is that of this run.
     """
     folder = checkpoint_folder(config, run_dir)
     known = folder.entries()
     if not known:
-        return
+        return None
     # Here, for the sake of fresh trials: their drivers need not spend ten seconds on networks they never build.
     from sam3dist.engine.checkpoint import read_state, require_same_run, require_same_settings
 
@@ -190,6 +194,7 @@ def require_resumable(config: DistillConfig, run_dir: Path) -> None:
         fresh = replace(state, strategy=config.strategy.kind, world_size=config.strategy.num_workers)
         require_same_run(checkpoint, state, fresh)
         require_same_settings(checkpoint, config, finished=state.step >= config.optim.steps)
+    return state
 
 
 def checkpoint_folder(config: DistillConfig, run_dir: Path) -> CheckpointFolder:

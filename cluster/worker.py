@@ -20,12 +20,13 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from torch import nn
 
 from cluster.stopping import preempted, told_to_stop
-from cluster.streams import TRAIN, training_batches
+from cluster.streams import TRAIN, Deal, training_batches
 from cluster.taught import shape_source, teaches
 from cluster.teachers import Teachers, answered
 from cluster.trainer import HISTORY, INHERITED, checkpoint_folder
 from sam3dist.answers import imitated_features
 from sam3dist.data.batches import calibration_batches, evaluation_batches
+from sam3dist.data.segments import Segment, going_on
 from sam3dist.data.shards import open_shards
 from sam3dist.engine.checkpoint import TrainingState, read_state
 from sam3dist.engine.folder import CheckpointFolder
@@ -50,8 +51,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker's run; gives what Ray Train returns as the result of the run: the last report.
 
     settings: "config", a DistillConfig; "run_dir", which all workers share; "answers", the teacher's AnswerStore or
-    None; "teachers", that run elsewhere, or None; "quiet", to print nothing about its progress. Resumes from the newest
-    checkpoint of the run that is whole.
+    None; "teachers", that run elsewhere, or None; "deal", how the references go round; "quiet", to print nothing about
+    its progress. Resumes from the newest checkpoint of the run that is whole.
     """
     _hush()
     config: DistillConfig = settings["config"]
@@ -63,11 +64,16 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():
-            return asdict(_train(config, run_dir, scratch, settings["answers"], settings["teachers"]))
+            return asdict(_train(config, run_dir, scratch, settings["answers"], settings["teachers"], settings["deal"]))
 
 
 def _train(
-    config: DistillConfig, run_dir: Path, scratch: Path, answers: AnswerStore | None, elsewhere: Teachers | None
+    config: DistillConfig,
+    run_dir: Path,
+    scratch: Path,
+    answers: AnswerStore | None,
+    elsewhere: Teachers | None,
+    deal: Deal,
 ) -> Report:
     folder = checkpoint_folder(config, run_dir)
     resume = _newest_whole(folder, scratch)
@@ -104,9 +110,20 @@ def _train(
         reduce = sum_over_ranks if strategy.world_size > 1 else None
         return evaluate(module, own, config.eval.threshold, device=device, all_reduce=reduce)
 
-    references = ray.train.get_dataset_shard(TRAIN).iter_rows()
-    seen = batches_seen(read_state(resume), config) if resume else 0
-    batches = training_batches(references, config.data, side, seed=config.run.seed, skip_batches=seen, answers=answers)
+    rows = open_shards(_named(config.data.train))
+    history = history_of(read_state(resume), resume) if resume else ()
+    segments = going_on(history, deal.segment(rows, strategy.world_size, config.data.images_per_batch))
+    batches = training_batches(
+        ray.train.get_dataset_shard(TRAIN).iter_rows(),
+        deal,
+        rows,
+        config.data,
+        side,
+        seed=config.run.seed,
+        segments=segments,
+        rank=strategy.rank,
+        answers=answers,
+    )
     if elsewhere is not None:
         batches = answered(batches, elsewhere, config, strategy.rank)
     with closing(batches):
@@ -124,7 +141,8 @@ def _train(
             loggers=make_loggers(config, run_dir) if strategy.rank == 0 else (),
             logs=logs,
             reference_millions=reference_millions,
-            epoch_images=open_shards(_named(config.data.train)).rows,
+            epoch_images=rows.rows,
+            segments=segments,
             told_to_stop=told_to_stop(run_dir),
             told_to_save=preempted,
         )
@@ -152,16 +170,14 @@ def make_student(config: DistillConfig, base: Segmenter, run_dir: Path, resume: 
     return student
 
 
-def batches_seen(state: TrainingState, config: DistillConfig) -> int:
-    """How many batches each worker of a resumed run leaves out.
-
-    With the number of workers as it was, those it has drawn. With another number rows are shared out anew: then as
-    many as make the same number of images, so that the run goes on in the right epoch, though not with the very
-    rows that were left in it.
-    """
-    if state.world_size == config.strategy.num_workers:
-        return state.batches
-    return state.images // (config.data.images_per_batch * config.strategy.num_workers)
+def history_of(state: TrainingState, checkpoint: Path) -> tuple[Segment, ...]:
+    """Which rows a resumed run has seen; CheckpointError where the checkpoint does not say it."""
+    if sum(segment.batches for segment in state.segments) != state.batches:
+        raise CheckpointError(
+            f"{checkpoint}: it does not say which rows its {state.batches} batches were made of; it was written by "
+            "another version of sam3dist, or without Ray. To start from its student alone, make a new run."
+        )
+    return state.segments
 
 
 def _newest_whole(folder: CheckpointFolder, scratch: Path) -> Path | None:

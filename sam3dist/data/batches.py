@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from sam3dist.data.buffers import ImageBuffers
 from sam3dist.data.decode import collate
 from sam3dist.data.epoch import Epoch
 from sam3dist.data.rejects import Rejects
+from sam3dist.data.segments import Segment, going_on
 from sam3dist.data.shards import RowGroup, Shards, first_rows, split_row_groups
+from sam3dist.data.shares import Shares, piece_order
 from sam3dist.data.threads import run_ahead
 from sam3dist.errors import DataError
 from sam3dist.types import PromptBatch
@@ -69,27 +69,48 @@ def endless(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
-    start_epoch: int = 0,
-    start_batch: int = 0,
+    history: Sequence[Segment] = (),
 ) -> Generator[PromptBatch]:
-    """Training batches of one rank, epoch after epoch, shuffled anew in each; resumes at (start_epoch, start_batch).
+    """Training batches of one rank, epoch after epoch, shuffled anew in each, after those of the `history` of a run.
 
-    Batches before the start are skipped without being read. Raises DataError where an epoch has not one batch
-    for this rank: the others would wait for it for ever.
+    What was seen is skipped without being read, whatever the number of ranks was. Raises DataError where there are
+    fewer rows than ranks.
     """
+    now = Segment("", world_size, 1, world_size, data.images_per_batch)
+    segments = going_on(history, now)
+    dealt = Shares(row_groups, seed).dealt(now, rank)
+    return remaining(dealt, row_groups, data, image_size, seed=seed, segments=segments, rank=rank)
 
-    def shares() -> Iterator[tuple[int, list[RowGroup]]]:
-        for epoch in count(start_epoch):
-            mine = split_row_groups(_shuffled(row_groups, seed, epoch), rank, world_size)
-            if not mine:
-                total = sum(len(group.places) for group in row_groups)
-                raise DataError(
-                    f"data.train: {total} rows give worker {rank} of {world_size} nothing to train on; "
-                    "use more images or a smaller strategy.num_workers."
-                )
-            yield epoch, mine
 
-    return follow(shares(), data, image_size, seed=seed, skip_batches=start_batch)
+def remaining(
+    dealt: Iterable[tuple[int, RowGroup]],
+    row_groups: Sequence[RowGroup],
+    data: DataConfig,
+    image_size: int,
+    *,
+    seed: int,
+    segments: Sequence[Segment],
+    rank: int,
+    answers: AnswerStore | None = None,
+) -> Generator[PromptBatch]:
+    """Training batches of one rank in the last of the `segments`, after those that the segments count already.
+
+    dealt: epoch and reference of all that goes round to this rank. What the segments before the last have left of
+    epochs that somebody had begun comes first, so that each row is seen once in every epoch.
+    """
+    now = segments[-1]
+    shares = Shares(row_groups, seed)
+    unseen = shares.unseen(segments[:-1])
+    left = shares.of_rank(unseen, rank, now.world_size)
+    fresh = (
+        (epoch, [reference for _, reference in pairs])
+        for epoch, pairs in groupby(dealt, key=lambda pair: pair[0])
+        if epoch >= unseen.first
+    )
+    fair = sum(group.rows for group in row_groups) // now.world_size
+    return follow(
+        chain(left, fresh), data, image_size, seed=seed, skip_batches=now.batches, answers=answers, fair_rows=fair
+    )
 
 
 def follow(
@@ -100,33 +121,37 @@ def follow(
     seed: int,
     skip_batches: int = 0,
     answers: AnswerStore | None = None,
+    fair_rows: int = 0,
 ) -> Generator[PromptBatch]:
     """Training batches of one rank from pairs of an epoch and its row groups in order, after the first `skip_batches`.
 
     The skipped ones are not read. answers: a teacher's to the same shards; the batches then have them. Each batch says
-    how many of its rows were `rejected`. DataError where a share has rows but not one that can be used.
+    how many of its rows were `rejected`. DataError where too many of a share cannot be used, or none of it, or, of
+    smaller shares than `fair_rows`, none of so many rows together.
     """
 
     def made() -> Iterator[PromptBatch]:
         skip = skip_batches
+        barren = 0  # rows of whole shares since the last usable one
         buffers = ImageBuffers(data.images_per_batch, 3, image_size, image_size)
         waiting: list[Counter[str]] = []  # what is missing from the batches whose places the next one takes
         for epoch, groups in epochs:
-            length = _length(groups, data)
+            rows = sum(len(group.places) for group in groups)
+            length = -(-rows // data.images_per_batch)
             if skip >= length:
                 skip -= length
                 continue
             samples_of = Epoch(data, image_size, seed, epoch, True, data.images_per_batch, MAX_PROMPTS, answers)
-            empty = skip == 0
+            barren += rows if skip == 0 else 0
             rejects, known = Rejects(), Counter[str]()
-            for samples in samples_of.places(groups, rejects, skip, buffers):
+            for samples in samples_of.places(groups, rejects, skip, buffers, fair_rows):
                 waiting.append(rejects.by_reason - known)
                 known = rejects.by_reason.copy()
                 if samples:
                     batch = collate(samples)
                     yield from (replace(batch, rejected=missing) for missing in waiting)
-                    empty, waiting = False, []
-            if empty:
+                    barren, waiting = 0, []
+            if barren > 0 and barren >= fair_rows:
                 raise DataError(f"data.train: not one row of a worker's share in epoch {epoch} can be used.")
             skip = 0
 
@@ -174,10 +199,5 @@ def calibration_batches(
     return batches(rows, data, image_size, seed=seed, epoch=0, training=True, images_per_batch=few)
 
 
-def _length(groups: Sequence[RowGroup], data: DataConfig) -> int:
-    return -(-sum(len(group.places) for group in groups) // data.images_per_batch)
-
-
 def _shuffled(row_groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
-    order = np.random.default_rng((seed, epoch)).permutation(len(row_groups))
-    return [row_groups[i] for i in order]
+    return [row_groups[i] for i in piece_order(seed, epoch, len(row_groups))]

@@ -36,6 +36,11 @@ TOGETHER = 4
 little each phrase needs takes two to three times as long as among its like."""
 
 
+def mixing(seed: int, epoch: int) -> np.random.Generator:
+    """Whose permutations are the orders of the rows of each MIX_GROUPS references of a share, one after the other."""
+    return np.random.default_rng((seed, epoch, 1))
+
+
 def drawn_view(size: tuple[int, int], data: DataConfig, rng: Random) -> View:
     """How one step looks at an image of `size` (height, width)."""
     flip = data.horizontal_flip and rng.random() < 0.5
@@ -80,17 +85,21 @@ class Epoch:
         rejects: Rejects | None,
         skip: int = 0,
         buffers: ImageBuffers | None = None,
+        least_rows: int = 0,
     ) -> Iterator[list[Sample]]:
         """The usable samples of each batch after the first `skip`; in training there may be none.
 
-        Training decodes into the images of batches, which `buffers` lend.
+        Training decodes into the images of batches, which `buffers` lend. `data.max_rejected_share` is of `least_rows`
+        where the row groups have fewer: one bad row of the last three is no reason to stop.
         """
         rejects = Rejects() if rejects is None else rejects
         ahead = self.data.decode_threads + 1 + self.images_per_batch // TOGETHER
         rows = self._placed(self._rows(row_groups, skip * self.images_per_batch), buffers)
         pieces = iter(lambda: list(islice(rows, TOGETHER)), [])
         with closing(ordered_map(self._samples, pieces, self.data.decode_threads, ahead)) as results:
-            total = sum(len(group.places) for group in row_groups) if isinstance(row_groups, Sequence) else None
+            total = None
+            if isinstance(row_groups, Sequence):
+                total = max(least_rows, sum(len(group.places) for group in row_groups))
             samples = self._set_aside(chain.from_iterable(results), rejects, total)
             if self.training:
                 yield from self._in_places(samples)
@@ -116,7 +125,7 @@ class Epoch:
 
     def _orders(self, row_groups: Iterable[RowGroup], skip: int) -> Iterator[tuple[list[RowGroup], np.ndarray]]:
         """Row groups that are mixed, and the order of their rows without those that are skipped."""
-        rng = np.random.default_rng((self.seed, self.epoch, 1))
+        rng = mixing(self.seed, self.epoch)
         stream = iter(row_groups)
         while groups := list(islice(stream, MIX_GROUPS if self.training else 1)):
             size = sum(len(group.places) for group in groups)

@@ -21,7 +21,8 @@ from sam3dist.errors import DataError
 class RowGroup:
     """A reference to some rows of a Parquet row group: `part`, `part + parts`, ... of its first `rows` rows.
 
-    A reference is a few bytes: it travels between processes where pixels would be dear.
+    A reference is a few bytes: it travels between processes where pixels would be dear. What is left of a row group
+    that others have begun is told by the places that are `chosen`, instead.
     """
 
     path: str
@@ -29,11 +30,12 @@ class RowGroup:
     rows: int
     part: int = 0
     parts: int = 1
+    chosen: tuple[int, ...] | None = None
 
     @property
-    def places(self) -> range:
+    def places(self) -> range | tuple[int, ...]:
         """Places of the rows within the Parquet row group."""
-        return range(self.part, self.rows, self.parts)
+        return self.chosen if self.chosen is not None else range(self.part, self.rows, self.parts)
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,28 @@ def split_row_groups(groups: Sequence[RowGroup], rank: int, world_size: int) -> 
     """
     if world_size == 1:
         return list(groups)
+    return [piece for piece in _pieces(groups, world_size)[rank::world_size] if piece.places]
+
+
+def cut(groups: Sequence[RowGroup], workers: int) -> list[RowGroup]:
+    """The shares of all ranks, one after the other; DataError where there are fewer rows than workers."""
+    rows = sum(group.rows for group in groups)
+    if rows < workers:
+        raise DataError(
+            f"data.train: {rows} rows cannot feed {workers} workers; use more images or a smaller strategy.num_workers."
+        )
+    if workers == 1:
+        return list(groups)
+    pieces = _pieces(groups, workers)
+    return [piece for rank in range(workers) for piece in pieces[rank::workers] if piece.places]
+
+
+def _pieces(groups: Sequence[RowGroup], world_size: int) -> Sequence[RowGroup]:
+    """The row groups, cut where there are few of them for so many ranks."""
     parts = -(-4 * world_size // max(len(groups), 1)) if len(groups) < 4 * world_size else 1
-    pieces = [replace(group, part=part, parts=parts) for group in groups for part in range(parts)]
-    return [piece for piece in pieces[rank::world_size] if piece.places]
+    if parts == 1:
+        return groups
+    return [replace(group, part=part, parts=parts) for group in groups for part in range(parts)]
 
 
 def first_rows(groups: Sequence[RowGroup], rows: int | None) -> list[RowGroup]:

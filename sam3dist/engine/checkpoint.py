@@ -24,6 +24,7 @@ import torch
 import yaml
 from torch import nn
 
+from sam3dist.data.segments import Segment, after_batches
 from sam3dist.engine.folder import TRAINING
 from sam3dist.errors import CheckpointError
 from sam3dist.types import Report
@@ -74,6 +75,7 @@ class TrainingState:
     step: int = 0  # updates done
     batches: int = 0  # drawn on each rank
     images: int = 0  # trained on by all ranks together
+    segments: tuple[Segment, ...] = ()  # how they came to the ranks so far; empty where the batches are not of shards
     skipped: int = 0  # updates left out because a loss or gradient was not finite
     rejected: dict[str, int] = field(default_factory=dict)  # rows that all ranks set aside, each time, by reason
     epoch: float | None = None  # passes over the training images, where their number is known
@@ -90,6 +92,7 @@ class TrainingState:
             step=self.step + 1,
             batches=self.batches + batches,
             images=images,
+            segments=after_batches(self.segments, batches),
             epoch=None if epoch_images is None else images / epoch_images,
         )
 
@@ -185,6 +188,7 @@ def _restored(content: dict[str, Any]) -> TrainingState:
     """The state from JSON, where null stands for a metric that is undefined, or for a score below all others."""
     content["before"] = _defined(content["before"], nan)
     content["best"] = _defined(content["best"], -inf)
+    content["segments"] = tuple(Segment(**segment) for segment in content.get("segments", ()))
     if content["report"] is not None:
         report = _defined(content["report"], -inf)
         values = {name: _defined(report[name], nan) for name in ("metrics", "before")}

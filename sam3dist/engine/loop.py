@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3dist.answers import decoded, imitable, imitated_features
+from sam3dist.data.segments import Segment
 from sam3dist.engine.checkpoint import (
     TrainingState,
     architecture_of,
@@ -66,6 +67,7 @@ def train(
     logs: Mapping[str, Path] | None = None,
     reference_millions: float | None = None,
     epoch_images: int | None = None,
+    segments: tuple[Segment, ...] = (),
     told_to_stop: Callable[[], bool] | None = None,
     told_to_save: Callable[[], bool] | None = None,
 ) -> Report:
@@ -78,15 +80,16 @@ def train(
     rank 0 only. logs: files that rank 0 adds to every checkpoint, by name.
     teacher: None trains on the answers that the batches have, or, without, on labels alone. reference_millions: the
     size that scores are relative to, by default the teacher's, else the student's own. epoch_images: training images
-    of an epoch, only for the curves. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the
-    run with a checkpoint. told_to_save: True saves one and goes on, once.
+    of an epoch, only for the curves. segments: how the rows came to the ranks so far, this group of ranks at the end;
+    only kept, in the checkpoints. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the run
+    with a checkpoint. told_to_save: True saves one and goes on, once.
 
     A checkpoint is written while training goes on. One that fails is told and left out.
 
     Raises NonFiniteError where more than `optim.max_skipped_steps` updates in a row would have brought a NaN into the
     weights, CheckpointError where `resume` does not fit or where nothing can be saved any more.
     """
-    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images)
+    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images, segments)
     if resume is not None:
         run.restore(resume)
     with run.opened() as sigterm:
@@ -137,6 +140,7 @@ class _Run:
         loggers: Sequence[Logger],
         reference_millions: float | None,
         epoch_images: int | None,
+        segments: tuple[Segment, ...],
     ) -> None:
         self.clock = Clock()
         self.curves = Curves()
@@ -155,6 +159,7 @@ class _Run:
             precision=strategy.precision,
             world_size=strategy.world_size,
             architecture=architecture_of(pupil),  # while the weights are whole
+            segments=segments,
         )
         self.skipped = 0  # updates left out in a row
         if config.optim.gradient_checkpointing:
@@ -171,7 +176,7 @@ class _Run:
         require_same_run(checkpoint, saved, self.state)
         require_same_settings(checkpoint, self.config, finished=saved.step >= self.config.optim.steps)
         self.strategy.load(checkpoint / TRAINING)
-        own = {key: getattr(self.state, key) for key in ("strategy", "precision", "world_size")}
+        own = {key: getattr(self.state, key) for key in ("strategy", "precision", "world_size", "segments")}
         self.state = replace(saved, **own)
 
     @contextmanager

@@ -79,6 +79,16 @@ def test_two_workers_train_a_student_that_one_worker_measures_alike(
     found = run_evaluation(config, result["checkpoint"], str(tiny_run.data.val), tmp_path / "none")
     assert found["rejected"] == {"too many pixels": 6}, "of both workers"
 
+    # One worker goes on alone, with other batches, and the checkpoint knows both groups.
+    fewer = {"optim.steps": 7, "data.images_per_batch": 3}
+    result = run_training(with_overrides(tiny_run, fewer), tmp_path)
+    state = read_state(Path(result["checkpoint"]))
+    assert (state.step, state.batches, state.world_size) == (7, 7, 1)
+    begun, rest = state.segments
+    assert (begun.world_size, begun.images_per_batch, begun.batches) == (2, 2, 4)
+    assert (rest.world_size, rest.images_per_batch, rest.batches) == (1, 3, 3)
+    assert state.images == 16 + 3 * 3
+
     # Another shape in the same directory: told at once, by name, and config.yaml stays that of the run.
     config_file = tmp_path / "config.yaml"
     before = config_file.read_text()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from cluster.trainer import INHERITED
-from cluster.worker import batches_seen, make_student, memory_explained
-from sam3dist.config.distill import DistillConfig
+from cluster.worker import history_of, make_student, memory_explained
 from sam3dist.config.load import load_preset, with_overrides
 from sam3dist.data.samples.write import scene_shards
+from sam3dist.data.segments import Segment
 from sam3dist.engine.checkpoint import TrainingState
-from sam3dist.errors import ResourceError
+from sam3dist.errors import CheckpointError, ResourceError
 from sam3dist.models.student import build_student
 from sam3dist.models.teacher import load_teacher
 
@@ -30,15 +31,12 @@ def test_a_full_gpu_is_one_line_with_the_settings_to_lower():
         raise torch.OutOfMemoryError(said)
 
 
-@pytest.mark.parametrize(("workers", "left_out"), [(2, 11), (1, 20), (4, 5)])
-def test_a_resumed_run_leaves_out_the_images_it_has_seen(tiny_run: DistillConfig, workers: int, left_out: int):
-    # 2 workers, 11 batches of 2 images each, of which 2 were the short last ones of an epoch: 40 images.
-    state = TrainingState(
-        step=11, batches=11, images=40, epoch=2.5, seed=0, strategy="ddp", precision="fp32", world_size=2,
-        architecture="", before={},
-    )  # fmt: skip
-    config = with_overrides(tiny_run, {"strategy.num_workers": workers, "data.images_per_batch": 2})
-    assert batches_seen(state, config) == left_out
+def test_a_checkpoint_that_does_not_say_what_it_has_seen_is_refused(tmp_path: Path):
+    segments = (Segment("abc", 2, 1, 2, 8, 5), Segment("abc", 2, 1, 1, 8, 6))
+    state = TrainingState(0, "ddp", "fp32", 1, "", step=11, batches=11, segments=segments)
+    assert history_of(state, tmp_path) == segments
+    with pytest.raises(CheckpointError, match="does not say which rows its 11 batches were made of"):
+        history_of(replace(state, segments=()), tmp_path)
 
 
 def test_a_fresh_student_looks_at_the_training_images_and_a_resumed_one_at_none(tmp_path: Path):

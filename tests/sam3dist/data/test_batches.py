@@ -26,6 +26,7 @@ from sam3dist.data.decode import View, decode_image, decode_row, recoloured
 from sam3dist.data.epoch import drawn_view
 from sam3dist.data.masks import decode_rle, encode_mask
 from sam3dist.data.rows import Instance, Prompt, Row, from_table, to_table
+from sam3dist.data.segments import Segment
 from sam3dist.data.shards import RowGroup, Shards, first_rows, num_phrases, open_shards, read_rows, split_row_groups
 from sam3dist.errors import DataError
 from sam3dist.types import PromptBatch
@@ -163,12 +164,30 @@ def test_endless_resumes_in_the_middle_of_an_epoch(shards: Shards):
     stream = endless(shards.row_groups, config(), SIDE, seed=3)
     whole = list(itertools.islice(stream, 15))
     stream.close()
-    for step in (1, 5, 6, 9, 11):
-        epoch, batch = divmod(step, 6)  # 22 rows in batches of 4
-        resumed = endless(shards.row_groups, config(), SIDE, seed=3, start_epoch=epoch, start_batch=batch)
+    for step in (1, 5, 6, 9, 11):  # 22 rows in batches of 4: 6 an epoch
+        resumed = endless(shards.row_groups, config(), SIDE, seed=3, history=[Segment("", 1, 1, 1, 4, step)])
         for expected, got in zip(whole[step:], resumed, strict=False):
             assert same(expected, got)
         resumed.close()
+
+
+def test_changing_ranks_and_batches_show_every_image_once_an_epoch(shards: Shards):
+    seen: list[int] = []
+    history: tuple[Segment, ...] = ()
+    for world_size, images, drawn in [(3, 2, 2), (2, 3, 1), (4, 4, 3), (2, 1, 4)]:
+        per_batch = config(images_per_batch=images)
+        for rank in range(world_size):
+            stream = endless(
+                shards.row_groups, per_batch, SIDE, seed=3, rank=rank, world_size=world_size, history=history
+            )
+            seen += ids(list(itertools.islice(stream, drawn)))
+            stream.close()
+        history = (*history, Segment("", world_size, 1, world_size, images, drawn))
+    rest = endless(shards.row_groups, config(), SIDE, seed=3, history=history)
+    while len(seen) < 4 * ROWS:
+        seen += ids([next(rest)])
+    rest.close()
+    assert Counter(seen) == dict.fromkeys(range(1, ROWS + 1), 4)
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 5])
@@ -186,7 +205,7 @@ def test_ranks_share_an_epoch_without_overlap(shards: Shards, world_size: int):
 
 def test_a_rank_without_rows_fails_instead_of_waiting(shards: Shards):
     few = first_rows(shards.row_groups, 2)
-    with pytest.raises(DataError, match="2 rows give worker 7 of 8 nothing"):
+    with pytest.raises(DataError, match=r"2 rows cannot feed 8 workers; .*strategy\.num_workers"):
         next(endless(few, config(), SIDE, seed=0, rank=7, world_size=8))
 
 
@@ -303,6 +322,13 @@ def test_splitting_gives_every_row_to_one_rank(world_size: int, groups: int):
         for place in piece.places
     )
     assert rows == Counter((group.index, place) for group in references for place in range(group.rows))
+
+
+def test_chosen_rows_of_a_row_group_are_read_in_their_order(shards: Shards):
+    group = shards.row_groups[1]
+    whole = read_rows(group)
+    chosen = read_rows(replace(group, chosen=(3, 0, 2)))
+    assert [row.image_id for row in chosen] == [whole[place].image_id for place in (3, 0, 2)]
 
 
 def test_colours_change_with_the_image_and_the_epoch_and_nothing_else_does(coco: CocoFolder):

@@ -16,6 +16,7 @@ from sam3dist.config.distill import DataConfig
 from sam3dist.data.batches import batches, endless
 from sam3dist.data.rejects import Rejects
 from sam3dist.data.rows import to_table
+from sam3dist.data.segments import Segment
 from sam3dist.data.shards import Shards, num_phrases, open_shards, read_rows
 from sam3dist.errors import DataError
 from sam3dist.types import PromptBatch
@@ -110,8 +111,7 @@ def test_the_next_batch_stands_in_for_one_without_a_usable_row_so_a_run_resumes_
     data = config(images_per_batch=1, max_rejected_share=0.2)
 
     def made(start: int, end: int) -> list[PromptBatch]:
-        epoch, batch = divmod(start, 20)
-        stream = endless(shards.row_groups, data, SIDE, seed=6, start_epoch=epoch, start_batch=batch)
+        stream = endless(shards.row_groups, data, SIDE, seed=6, history=[Segment("", 1, 1, 1, 1, start)])
         with closing(stream):
             return list(islice(stream, end - start))
 
@@ -126,6 +126,34 @@ def test_the_next_batch_stands_in_for_one_without_a_usable_row_so_a_run_resumes_
         resumed = made(start, 50)
         assert ids(resumed) == expected[start:]
         assert [batch.rejected for batch in resumed] == missing[start:]
+
+
+def test_a_bad_row_among_the_last_of_an_epoch_does_not_end_the_run(coco: CocoFolder):
+    shards = damaged(coco)
+    data = config(max_rejected_share=0.2)
+
+    def last_of_the_epoch() -> list[PromptBatch]:
+        two_ranks = Segment("", 2, 1, 2, 3, 3)  # 9 of their 10 rows each
+        with closing(endless(shards.row_groups, data, SIDE, seed=0, history=[two_ranks])) as stream:
+            return list(islice(stream, 6))
+
+    bad, good = last_of_the_epoch()[0].image_ids
+    assert (bad - 1) // 4 != (good - 1) // 4, "not in one file of four rows"
+    Path(shards.row_groups[(bad - 1) // 2].path).unlink()  # half of what is left, a fifth of all
+    found = last_of_the_epoch()
+    assert found[0].image_ids == (good,)
+    assert found[0].rejected == {"corrupt shard": 1}
+    assert len(ids(found[1:])) == 16
+
+
+def test_an_epoch_without_a_usable_row_ends_the_run(coco: CocoFolder):
+    shards = damaged(coco)
+    data = config(max_rejected_share=1, max_pixels=9)
+    with (
+        pytest.raises(DataError, match="not one row of a worker's share in epoch 0 can be used"),
+        closing(endless(shards.row_groups, data, SIDE, seed=0)) as stream,
+    ):
+        next(stream)
 
 
 def test_images_above_the_pixel_limit_are_not_decoded(coco: CocoFolder):

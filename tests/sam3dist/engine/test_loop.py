@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from sam3dist.data.segments import Segment
 from sam3dist.engine.checkpoint import json_safe, read_state
 from sam3dist.engine.loggers import History, read_history
 from sam3dist.engine.loop import step_seed
@@ -119,12 +120,14 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_teacher: Segmenter, tmp_path
     )
 
     log = [History(tmp_path / "b")]
-    stopped, _ = run(config, tiny_teacher, tmp_path / "b", pupil=with_dropout(), loggers=log, told_to_stop=after(3))
+    begins, once = Segment("", 1, 1, 1, 2), {"pupil": with_dropout(), "loggers": log, "told_to_stop": after(3)}
+    stopped, _ = run(config, tiny_teacher, tmp_path / "b", segments=(begins,), **once)
     assert stopped.step == 2  # its last evaluation
     checkpoint = newest_checkpoint(tmp_path / "b")
     assert checkpoint is not None
     state = read_state(checkpoint)
-    assert (state.step, state.batches) == (3, 6)
+    assert (state.step, state.batches, state.segments) == (3, 6, (replace(begins, batches=6),))
+    other = replace(begins, images_per_batch=1)
     times = dict.fromkeys(("samples_per_second", "goodput", "checkpoint"))
     resumed, pupil = run(
         config,
@@ -134,7 +137,11 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_teacher: Segmenter, tmp_path
         loggers=log,
         resume=checkpoint,
         batches=stream(state.batches),
+        segments=(*state.segments, other),
     )
+    ended = newest_checkpoint(tmp_path / "b")
+    assert ended is not None
+    assert read_state(ended).segments == (*state.segments, replace(other, batches=6))
 
     assert json_safe(asdict(resumed)) | times == json_safe(asdict(straight)) | times
     for name, value in expected.state_dict().items():

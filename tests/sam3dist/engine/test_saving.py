@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sam3dist.data.segments import Segment
 from sam3dist.engine.checkpoint import TrainingState, read_state
 from sam3dist.engine.folder import CheckpointFolder, require_sums
 from sam3dist.engine.optim import make_optimizer
@@ -62,7 +63,9 @@ def test_state_survives_the_disk_with_what_json_cannot_hold(tiny_teacher: Segmen
     strategy.setup(pupil, lambda module: make_optimizer(module, config.optim))
     saver = Saver(CheckpointFolder(tmp_path), None, pupil, strategy, config)
     report = Report(2, {"dice": nan, "miou_all": 0.5}, 1.5, {"fp32": 6.0}, -inf, before={"dice": nan})
-    saver.begin(replace(STATE, report=report, before=report.before, best={"step": 0, "score": -inf}), None)
+    segments = (Segment("abc", 3, 1, 3, 8, batches=4), Segment("abc", 3, 1, 2, 8, batches=1))
+    best = {"step": 0, "score": -inf}
+    saver.begin(replace(STATE, report=report, before=report.before, best=best, segments=segments), None)
     path = Path(saver.settle() or "nothing")
     require_sums(path)
     json.loads((path / "state.json").read_text(), parse_constant=pytest.fail)  # no NaN in it
@@ -73,6 +76,8 @@ def test_state_survives_the_disk_with_what_json_cannot_hold(tiny_teacher: Segmen
     assert state.report.metrics["miou_all"] == 0.5
     assert (state.report.score, state.best["score"]) == (-inf, -inf)
     assert (state.step, state.architecture, state.seed) == (3, "abc", 0)
+    assert state.segments == segments
+    assert state.after_step(2, 16, None).segments == (segments[0], replace(segments[1], batches=3))
 
 
 def test_training_goes_on_while_a_checkpoint_of_the_state_before_is_written(tiny_teacher: Segmenter, tmp_path: Path):
