@@ -27,6 +27,10 @@ from tests.cluster.conftest import REPOSITORY, free_ports
 ROOT = os.geteuid() == 0 and all(shutil.which(tool) for tool in ("ip", "unshare"))
 """Whether nodes have networks of their own."""
 NETWORK = "10.78.0"
+OF_THE_CLUSTER = tuple(
+    f"ray::{name}" for name in ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinator", "_StatsActor")
+)
+"""Processes that Ray keeps for whoever comes next."""
 Answer = TypeVar("Answer")
 
 
@@ -167,9 +171,7 @@ class Nodes:
     def leftovers(self) -> list[str]:
         """Titles of Ray's processes that still hold an actor or a task."""
         titles = [" ".join(each.cmdline()).strip() for node in self.nodes.values() for each in node.processes("ray::")]
-        return [
-            title for title in titles if not title.startswith(("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnv"))
-        ]
+        return [title for title in titles if not title.startswith(OF_THE_CLUSTER)]
 
     def machine(self, number: int) -> Node:
         """A machine of this number without Ray on it."""

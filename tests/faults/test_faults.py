@@ -26,7 +26,7 @@ from tests.faults.nodes import ROOT, Node, Nodes, end, until
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 Start = Callable[..., Job]
 FAULT_AT = 50
-WORKER, COORDINATOR = "ray::_RayTrainWorker", "ray::SplitCoordinator"
+WORKER, COORDINATOR = "ray::RayTrainWorker", "ray::SplitCoordinator"
 networks = pytest.mark.skipif(not ROOT, reason="only root can give each node a network of its own")
 
 
