@@ -12,8 +12,9 @@ from typing import NoReturn
 STOP = "stop"
 """A file of this name in the run directory asks the workers of a run to save a checkpoint and end."""
 GRACE_S = 25
-"""Kubernetes kills after 30 seconds. Ray kills a job after 3, unless RAY_JOB_STOP_WAIT_TIME_S says more where the
-cluster is started: then the run resumes at the checkpoint before."""
+"""Kubernetes kills after 30 seconds, and `ray job stop` a job that `sam3dist submit` gave as many. Of others Ray kills
+the driver after 3, unless RAY_JOB_STOP_WAIT_TIME_S says more in the job's environment or where the cluster is started:
+then the run resumes at the checkpoint before."""
 
 
 def leave_on_sigterm() -> None:

@@ -22,6 +22,7 @@ from cluster.search import drop_training_state, run_search
 from cluster.searcher import TRIAL
 from cluster.submit import submit
 from sam3dist.config.search import Choice, SearchConfig
+from sam3dist.config.submission import SubmitSettings
 from sam3dist.errors import ConfigError
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.size import model_size
@@ -88,7 +89,8 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     untouched = finished.stat().st_mtime_ns
 
     out = io.StringIO()
-    code = submit(["tune", str(space)], running_cluster.dashboard, working_dir=REPOSITORY, out=out)
+    here = SubmitSettings(working_dir=str(REPOSITORY))
+    code = submit(["tune", str(space)], running_cluster.dashboard, here, out=out)
     log = out.getvalue()
     assert code == 0, log
     assert finished.stat().st_mtime_ns == untouched, "a finished trial was run again"
@@ -125,7 +127,7 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
 
     kept = {part: {path.parts[-4] for path in run_dir.glob(f"trials/*/*/*/{part}")} for part in ("student", "training")}
     assert kept == {"student": {"001", "002", "004"}, "training": {"004"}}
-    assert submit(["tune", str(space)], running_cluster.dashboard, working_dir=REPOSITORY, out=io.StringIO()) == 0
+    assert submit(["tune", str(space)], running_cluster.dashboard, here, out=io.StringIO()) == 0
     again = json.loads((run_dir / "report.json").read_text())
     for key in ("trials", "front", "best", "hypervolume"):
         assert again[key] == report[key]
