@@ -76,7 +76,7 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
             said = "if no other job has taken them, restart the cluster"
             print(f"sam3dist: the trials are over, but {lost}; {said}.", file=sys.stderr, flush=True)
     refused = refused_trials(run_dir / JOURNAL, search.name)
-    found = summary(results, refused, base, model_size(teacher).params_millions)
+    found = summary(results, refused, base, model_size(teacher).params_millions, concurrent)
     drop_training_state(run_dir, {point["trial"] for point in found["front"]})
     return found
 

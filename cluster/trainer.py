@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from sam3dist.answers import imitated_features
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import open_shards
+from sam3dist.engine.clock import TIMES
 from sam3dist.errors import ConfigError
 from sam3dist.teaching.teachers import foreign_file
 
@@ -46,7 +48,8 @@ TRAIN_SCENES, VAL_SCENES = 512, 64
 """Generated images where no data is named."""
 MOST_START_FAILURES = 3
 """Times that workers may fail to start; Ray's default is to try for ever."""
-EXTRA_KEYS = ("before", "params_millions", "megabytes", "score", "step", "samples_per_second", "goodput")
+EXTRA_KEYS = ("before", "params_millions", "megabytes", "score", "step", "samples_per_second", *TIMES)
+"""What the report of a run, and of a trial, has of its last evaluation."""
 
 
 def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def fit(
             "config": config,
             "run_dir": str(run_dir),
             "answers": answers and replace(answers, features=imitated_features(config.distillation)),
+            "began": time.time(),
             "quiet": bool(callbacks),
         },
         datasets={TRAIN: reference_dataset(shards, config)},

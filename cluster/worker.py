@@ -46,7 +46,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker's run; gives what Ray Train returns as the result of the run: the last report.
 
     settings: "config", a DistillConfig; "run_dir", which all workers share; "answers", the teacher's AnswerStore or
-    None; "quiet", to print nothing about its progress. Resumes from the checkpoint that Ray Train holds for this run.
+    None; "began", the Unix time at which the driver began; "quiet", to print nothing about its progress. Resumes from
+    the checkpoint that Ray Train holds for this run.
     """
     _hush()
     config: DistillConfig = settings["config"]
@@ -60,11 +61,16 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():
-            return asdict(_train(config, run_dir, scratch, resume, settings["answers"]))
+            return asdict(_train(config, run_dir, scratch, resume, settings["answers"], settings["began"]))
 
 
 def _train(
-    config: DistillConfig, run_dir: Path, scratch: Path, resume: Path | None, answers: AnswerStore | None
+    config: DistillConfig,
+    run_dir: Path,
+    scratch: Path,
+    resume: Path | None,
+    answers: AnswerStore | None,
+    began: float,
 ) -> Report:
     device = own_device(config.strategy)
     like, token = config.student.like, config.teacher.geometry_token
@@ -114,6 +120,7 @@ def _train(
             reference_millions=reference_millions,
             epoch_images=open_shards(_named(config.data.train)).rows,
             told_to_stop=_stop_file(run_dir),
+            began=began,
         )
 
 

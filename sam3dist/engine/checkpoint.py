@@ -27,6 +27,7 @@ import torch
 import yaml
 from torch import nn
 
+from sam3dist.engine.clock import TimeSpent
 from sam3dist.errors import CheckpointError
 from sam3dist.models.checkpoint import save_segmenter
 from sam3dist.strategies.processes import barrier
@@ -86,6 +87,7 @@ class TrainingState:
     before: dict[str, float] = field(default_factory=dict)  # metrics of the untrained student
     report: Report | None = None  # the last evaluation
     best: dict[str, float] = field(default_factory=dict)  # step and score of the best evaluation
+    time: TimeSpent | None = None  # runs of before this was kept lack it
     versions: dict[str, str] = field(default_factory=dict)
 
     def after_step(self, batches: int, images: int, epoch_images: int | None) -> TrainingState:
@@ -245,6 +247,8 @@ def _restored(content: dict[str, Any]) -> TrainingState:
         report = _defined(content["report"], -inf)
         values = {name: _defined(report[name], nan) for name in ("metrics", "before")}
         content["report"] = Report(**{**report, **values, "checkpoint": None})
+    if content.get("time") is not None:
+        content["time"] = TimeSpent(**content["time"])
     return TrainingState(**content)
 
 

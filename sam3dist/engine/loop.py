@@ -62,6 +62,7 @@ def train(
     reference_millions: float | None = None,
     epoch_images: int | None = None,
     told_to_stop: Callable[[], bool] | None = None,
+    began: float | None = None,
 ) -> Report:
     """The report of the last evaluation, after `optim.steps` updates, or fewer if it was told to stop.
 
@@ -72,11 +73,11 @@ def train(
     teacher: None trains on the answers that the batches have, or, without, on labels alone. reference_millions: the
     size that scores are relative to, by default the teacher's, else the student's own. epoch_images: training images
     of an epoch, only for the curves. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the
-    run with a checkpoint.
+    run with a checkpoint. began: Unix time at which a fresh run began, by default now.
 
     Raises NonFiniteError before a NaN reaches the weights, CheckpointError where `resume` does not fit.
     """
-    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images)
+    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images, began)
     if resume is not None:
         run.restore(resume)
     with run.opened() as sigterm:
@@ -93,6 +94,8 @@ def train(
             saved = last or stopping or step % config.checkpoint.every_steps == 0
             if measured:
                 run.measure(evaluate)
+            if last:
+                run.clock.stop()
             written = run.save(directory) if saved else None
             if measured or saved:
                 publish(run.report(), written)
@@ -114,8 +117,9 @@ class _Run:
         loggers: Sequence[Logger],
         reference_millions: float | None,
         epoch_images: int | None,
+        began: float | None,
     ) -> None:
-        self.clock = Clock()
+        self.clock = Clock(began=began)
         self.curves = Curves()
         self.rejected = Counter[str]()  # rows missing from this rank's batches since the last checkpoint
         self.config, self.pupil, self.teacher, self.strategy, self.batches = config, pupil, teacher, strategy, batches
@@ -149,6 +153,7 @@ class _Run:
         self.strategy.load(checkpoint / "training")
         self.state = replace(saved, precision=self.state.precision, world_size=self.state.world_size)
         self.checkpoint = checkpoint
+        self.clock = Clock(saved.time, self.clock.began)
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], bool]]:
@@ -225,7 +230,9 @@ class _Run:
         """The mean losses since the last call, and how the run goes."""
         means = self.curves.take(self.strategy.world_size)
         rate = self.optimizer.param_groups[0]["lr"]
-        pace = {"images_per_second": self.clock.images_per_second, "goodput": self.clock.goodput}
+        times = self.clock.times()
+        pace = {name: times[name] for name in ("goodput", "waiting_share")}
+        pace |= {"images_per_second": self.clock.images_per_second, **self.clock.lap()}
         epoch = {} if self.state.epoch is None else {"epoch": self.state.epoch}
         self._log("train", {**means, "learning_rate": rate, "grad_norm": self.norm, **pace, **epoch})
         losses = "  ".join(
@@ -239,7 +246,7 @@ class _Run:
         self.state, self.rejected = replace(self.state, rejected=dict(rejected)), Counter()
         written = write_checkpoint(
             directory,
-            replace(self.state, report=self.report()),
+            replace(self.state, report=self.report(), time=self.clock.spent()),
             pupil=self.pupil,
             strategy=self.strategy,
             config=self.config,
@@ -253,7 +260,7 @@ class _Run:
         report = self.state.report
         assert report is not None
         if self.clock.steps:
-            report = replace(report, samples_per_second=self.clock.images_per_second, goodput=self.clock.goodput)
+            report = replace(report, samples_per_second=self.clock.images_per_second, **self.clock.times())
         return replace(report, checkpoint=None if self.checkpoint is None else str(self.checkpoint))
 
     def _log(self, kind: str, values: dict[str, float]) -> None:

@@ -118,6 +118,10 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     assert [point["trial"] for point in report["front"]] == ["004"]
     assert report["best"]["trial"] == "004"
     assert report["hypervolume"] > 0
+    assert report["goodput"] == pytest.approx(report["useful_seconds"] / report["wall_seconds"])  # one at a time
+    counted = [trials[name]["useful_seconds"] for name in ("001", "002", "004")]
+    assert report["useful_seconds"] == pytest.approx(sum(counted))
+    assert min(counted) > 0
     student = load_segmenter(report["best"]["checkpoint"])
     assert model_size(student.net.config).params_millions == pytest.approx(report["best"]["params_millions"])
     assert "trial 002  stopped" in log
