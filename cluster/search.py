@@ -133,7 +133,8 @@ def _trial(
         own = {"name": f"{name}-{suggestion[TRIAL]}", "checkpoint.keep": 1}
         config = with_overrides(base, {**suggestion[VALUES], **own})
         try:
-            report = fit(config, directory, answers, callbacks=[TuneReportCallback()])
+            labels = {"run": name, "trial": suggestion[TRIAL]}
+            report = fit(config, directory, answers, callbacks=[TuneReportCallback()], labels=labels)
         except Sam3DistError as error:
             mistake.write_text(str(error), encoding="utf-8")
             raise

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +79,12 @@ def fit(
     answers: AnswerStore | None = None,
     *,
     callbacks: Sequence[UserCallback] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """`run_training` on a connected cluster that has room, with absolute paths; a trial's part of a search.
 
-    answers: of its teacher, which then is not asked. callbacks: of Ray Train, such as the link to Tune.
+    answers: of its teacher, which then is not asked. callbacks: of Ray Train, such as the link to Tune. labels: of its
+    metrics, by default the name of the run.
     """
     shards = open_shards(str(config.data.train))
     open_shards(str(config.data.val))
@@ -100,6 +102,7 @@ def fit(
             "run_dir": str(run_dir),
             "answers": answers and replace(answers, features=imitated_features(config.distillation)),
             "began": time.time(),
+            "labels": {"run": config.name, "trial": "", **(labels or {})},
             "quiet": bool(callbacks),
         },
         datasets={TRAIN: reference_dataset(shards, config)},

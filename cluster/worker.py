@@ -17,6 +17,7 @@ import ray.train
 import torch
 from torch import nn
 
+from cluster.metrics import Prometheus
 from cluster.stopping import STOP
 from cluster.streams import TRAIN, training_batches
 from cluster.taught import shape_source, teaches
@@ -46,11 +47,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker's run; gives what Ray Train returns as the result of the run: the last report.
 
     settings: "config", a DistillConfig; "run_dir", which all workers share; "answers", the teacher's AnswerStore or
-    None; "began", the Unix time at which the driver began; "quiet", to print nothing about its progress. Resumes from
-    the checkpoint that Ray Train holds for this run.
+    None; "began", the Unix time at which the driver began; "labels" of its metrics, see `Prometheus`; "quiet", to print
+    nothing about its progress. Resumes from the checkpoint that Ray Train holds for this run.
     """
     _hush()
-    config: DistillConfig = settings["config"]
     run_dir = Path(settings["run_dir"])
     held = ray.train.get_checkpoint()
     with ExitStack() as stack:
@@ -61,17 +61,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():
-            return asdict(_train(config, run_dir, scratch, resume, settings["answers"], settings["began"]))
+            return asdict(_train(settings, run_dir, scratch, resume))
 
 
-def _train(
-    config: DistillConfig,
-    run_dir: Path,
-    scratch: Path,
-    resume: Path | None,
-    answers: AnswerStore | None,
-    began: float,
-) -> Report:
+def _train(settings: dict[str, Any], run_dir: Path, scratch: Path, resume: Path | None) -> Report:
+    config: DistillConfig = settings["config"]
+    answers: AnswerStore | None = settings["answers"]
     device = own_device(config.strategy)
     like, token = config.student.like, config.teacher.geometry_token
     # The student starts from its exact weights.
@@ -116,11 +111,11 @@ def _train(
             publish=publish,
             directory=scratch,
             resume=resume,
-            loggers=make_loggers(config, run_dir) if strategy.rank == 0 else (),
+            loggers=[*make_loggers(config, run_dir), Prometheus(settings["labels"])] if strategy.rank == 0 else (),
             reference_millions=reference_millions,
             epoch_images=open_shards(_named(config.data.train)).rows,
             told_to_stop=_stop_file(run_dir),
-            began=began,
+            began=settings["began"],
         )
 
 
