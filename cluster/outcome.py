@@ -14,6 +14,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
 from cluster.mistakes import persons_mistake
 from cluster.searcher import TRIAL, VALUES, Refused
+from cluster.trainer import EXTRA_KEYS
 from sam3dist.objective import hypervolume, pareto_front
 from sam3dist.wording import duration
 
@@ -78,12 +79,12 @@ class Narrator(Callback):
 
 
 def summary(
-    results: ResultGrid, refused: Sequence[Refused], base: DistillConfig, reference_millions: float
+    results: ResultGrid, refused: Sequence[Refused], base: DistillConfig, reference_millions: float, concurrent: int
 ) -> dict[str, Any]:
     """The report's part on the trials. Raises the first error if no trial was done.
 
     The hypervolume is the area, in quality times decades of size, that the front beats of what a student of the
-    teacher's size that finds nothing would offer.
+    teacher's size that finds nothing would offer. concurrent: trials that may run side by side, for `search_times`.
     """
     quality = base.objective.quality
     trials = sorted(_rows(results, refused, base.optim.steps), key=lambda row: row["trial"])
@@ -104,8 +105,25 @@ def summary(
         "reference_millions": reference_millions,
         "objective": base.objective.model_dump(),
         "states": dict(Counter(row["state"] for row in trials)),
+        **search_times(trials, concurrent),
         "data": {"train": base.data.train, "val": base.data.val},
     }
+
+
+def search_times(trials: Iterable[dict[str, Any]], concurrent: int) -> dict[str, float | None]:
+    """Goodput, useful and wall seconds of a search; None where no trial has reported.
+
+    Useful are the training steps, as they were last reported, of the trials that are done and of those that ASHA
+    stopped, since it compares with both; a trial that failed is lost. The wall time is that from when the first trial
+    began until the last one ended, restarts of the search included. The goodput is the share of `concurrent` times
+    that: places where no trial ran count as idle.
+    """
+    told = [row for row in trials if row.get("began")]
+    if not told:
+        return dict.fromkeys(("goodput", "useful_seconds", "wall_seconds"))
+    wall = max(row["began"] + row["wall_seconds"] for row in told) - min(row["began"] for row in told)
+    useful = sum(row["useful_seconds"] for row in told if row["state"] != "failed")
+    return {"goodput": useful / max(wall * concurrent, 1e-9), "useful_seconds": useful, "wall_seconds": wall}
 
 
 def _rows(results: ResultGrid, refused: Iterable[Refused], steps: int) -> Iterable[dict[str, Any]]:
@@ -119,8 +137,7 @@ def _rows(results: ResultGrid, refused: Iterable[Refused], steps: int) -> Iterab
             "checkpoint": told.get(CHECKPOINT_PATH_KEY),
             "seconds": told.get("time_total_s"),
         }
-        kept = ("before", "params_millions", "megabytes", "score", "step", "samples_per_second", "goodput")
-        row |= {key: told.get(key) for key in kept}
+        row |= {key: told.get(key) for key in EXTRA_KEYS}
         if result.error:
             row["reason"] = str(persons_mistake(result.error) or result.error).strip().splitlines()[-1]
         yield row

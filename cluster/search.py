@@ -83,7 +83,7 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
             said = "if no other job has taken them, restart the cluster"
             print(f"sam3dist: the trials are over, but {lost}; {said}.", file=sys.stderr, flush=True)
     refused = refused_trials(run_dir / JOURNAL, search.name)
-    found = summary(results, refused, base, model_size(teacher).params_millions)
+    found = summary(results, refused, base, model_size(teacher).params_millions, at_once)
     drop_training_state(base, run_dir, {point["trial"] for point in found["front"]})
     return found
 
@@ -146,7 +146,8 @@ def _trial(
         own = {"name": f"{name}-{suggestion[TRIAL]}", "checkpoint.keep": 1}
         config = with_overrides(base, {**suggestion[VALUES], **own, **own_storage(base, suggestion[TRIAL])})
         try:
-            report = fit(config, directory, answers, asked, callbacks=[TuneReportCallback()])
+            labels = {"run": name, "trial": suggestion[TRIAL]}
+            report = fit(config, directory, answers, asked, callbacks=[TuneReportCallback()], labels=labels)
         except Sam3DistError as error:
             mistake.write_text(str(error), encoding="utf-8")
             raise

@@ -15,8 +15,9 @@ from ray.train.v2._internal.execution.context import get_train_context as get_in
 
 POLL_S = 1.0
 GRACE_S = 25
-"""Kubernetes kills after 30 seconds. Ray kills a job after 3, unless RAY_JOB_STOP_WAIT_TIME_S says more where the
-cluster is started: then the run resumes at the checkpoint before."""
+"""Kubernetes kills after 30 seconds, and `ray job stop` a job that `sam3dist submit` gave as many. Of others Ray kills
+the driver after 3, unless RAY_JOB_STOP_WAIT_TIME_S says more in the job's environment or where the cluster is started:
+then the run resumes at the checkpoint before."""
 
 
 def ask_to_stop(run_dir: Path) -> None:

@@ -57,6 +57,9 @@ def run_teaching(
 ) -> dict[str, Any]:
     """What report.json says of a teaching: pairs, bytes_per_pair, bytes_per_image, fidelity, recomputed, rejected, ...
 
+    Its goodput is the share of the wall time of this call, times the teachers side by side, in which they computed;
+    None where all shards were finished before.
+
     Asks the teacher about every phrase of `data.train` and writes to `teacher.answers`, by default `answers` inside
     `data.train`, as many shards side by side as `strategy.num_workers`. Features are stored where `distillation.gamma`
     is above 0, unless `with_features` says otherwise. The same call again leaves finished shards as they are and makes
@@ -64,6 +67,7 @@ def run_teaching(
     the answers of something else, and where more rows than `data.max_rejected_share` cannot be used; ConfigError,
     CheckpointError and ResourceError before it starts.
     """
+    started = time.perf_counter()
     if config.data.train is None:
         raise ConfigError("data.train: names no shards; the teacher is asked about those of `sam3dist prepare`.")
     config = with_overrides(config, absolute_paths(config))
@@ -75,7 +79,14 @@ def run_teaching(
         said = _taught(config, folder, identity, shards, told)
     for part in folder.glob("*.tmp"):
         part.unlink()  # of actors that were killed
-    return {"store": str(folder), **_completed(folder, said, config.data.max_rejected_share)}
+    asking = sum(shard["asking_seconds"] for shard in said)
+    room = (time.perf_counter() - started) * min(config.strategy.num_workers, len(said))
+    return {
+        "store": str(folder),
+        **_completed(folder, said, config.data.max_rejected_share),
+        "asking_seconds": asking,
+        "goodput": asking / room if asking else None,
+    }
 
 
 def claimed(folder: Path, fresh: Identity, config: DistillConfig) -> Identity:

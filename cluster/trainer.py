@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray.data
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -18,13 +20,14 @@ from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.stopping import checkpoint_on_sigterm, take_back
-from cluster.streams import TRAIN, Deal, make_deal, reference_dataset, split_config
+from cluster.streams import TRAIN, make_deal, reference_dataset, split_config
 from cluster.taught import require_followed, stored_answers
 from cluster.teachers import Teachers, teachers
 from sam3dist.answers import imitated_features
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.data.samples.write import scene_shards
-from sam3dist.data.shards import Shards, open_shards
+from sam3dist.data.shards import open_shards
+from sam3dist.engine.clock import TIMES
 from sam3dist.engine.folder import STUDENT, CheckpointFolder
 from sam3dist.errors import ConfigError
 from sam3dist.teaching.teachers import foreign_file
@@ -42,7 +45,8 @@ TRAIN_SCENES, VAL_SCENES = 512, 64
 """Generated images where no data is named."""
 MOST_START_FAILURES = 3
 """Times that workers may fail to start; Ray's default is to try for ever."""
-EXTRA_KEYS = ("before", "params_millions", "megabytes", "score", "step", "samples_per_second", "goodput")
+EXTRA_KEYS = ("before", "params_millions", "megabytes", "score", "step", "samples_per_second", *TIMES)
+"""What the report of a run, and of a trial, has of its last evaluation."""
 
 
 def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -74,11 +78,12 @@ def fit(
     asked: Teachers | None = None,
     *,
     callbacks: Sequence[UserCallback] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """`run_training` on a connected cluster that has room, with absolute paths; a trial's part of a search.
 
     answers: of its teacher, which then is not asked. asked: its teacher, if that runs elsewhere. callbacks: of Ray
-    Train, such as the link to Tune.
+    Train, such as the link to Tune. labels: of its metrics, by default the name of the run.
     """
     shards = open_shards(str(config.data.train))
     open_shards(str(config.data.val))
@@ -90,8 +95,20 @@ def fit(
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     take_back(run_dir)
     folder = checkpoint_folder(config, run_dir)
+    given = {
+        "config": config,
+        "run_dir": str(run_dir),
+        "answers": answers and replace(answers, features=imitated_features(config.distillation)),
+        "teachers": asked,
+        "deal": deal,
+        "began": time.time(),
+        "labels": {"run": config.name, "trial": "", **(labels or {})},
+        # A trial has its line per report; the progress of all trials at once would bury it.
+        "quiet": bool(callbacks),
+    }
+    references = reference_dataset(shards, config.run.seed, deal)
     with checkpoint_on_sigterm(run_dir):
-        report = _trained(lambda: _trainer(config, run_dir, shards, deal, answers, asked, callbacks), folder)
+        report = _trained(lambda: _trainer(config, run_dir, given, references, callbacks), folder)
     checkpoint = _last_here(folder, run_dir)
     reached = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return {
@@ -130,24 +147,15 @@ def _trained(make: Callable[[], TorchTrainer], folder: CheckpointFolder) -> dict
 def _trainer(
     config: DistillConfig,
     run_dir: Path,
-    shards: Shards,
-    deal: Deal,
-    answers: AnswerStore | None,
-    asked: Teachers | None,
+    given: Mapping[str, Any],
+    references: ray.data.Dataset,
     callbacks: Sequence[UserCallback],
 ) -> TorchTrainer:
+    """What runs `train_worker` with what it is given on all workers."""
     return TorchTrainer(
         _train_worker,
-        # A trial has its line per report; the progress of all trials at once would bury it.
-        train_loop_config={
-            "config": config,
-            "run_dir": str(run_dir),
-            "answers": answers and replace(answers, features=imitated_features(config.distillation)),
-            "teachers": asked,
-            "deal": deal,
-            "quiet": bool(callbacks),
-        },
-        datasets={TRAIN: reference_dataset(shards, config.run.seed, deal)},
+        train_loop_config=dict(given),
+        datasets={TRAIN: references},
         dataset_config=split_config(),
         scaling_config=scaling(config.strategy),
         torch_config=TorchConfig(backend="nccl" if config.strategy.use_gpu else "gloo"),

@@ -19,6 +19,7 @@ import torch
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from torch import nn
 
+from cluster.metrics import Prometheus
 from cluster.stopping import preempted, told_to_stop
 from cluster.streams import TRAIN, Deal, training_batches
 from cluster.taught import shape_source, teaches
@@ -51,11 +52,11 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker's run; gives what Ray Train returns as the result of the run: the last report.
 
     settings: "config", a DistillConfig; "run_dir", which all workers share; "answers", the teacher's AnswerStore or
-    None; "teachers", that run elsewhere, or None; "deal", how the references go round; "quiet", to print nothing about
-    its progress. Resumes from the newest checkpoint of the run that is whole.
+    None; "teachers", that run elsewhere, or None; "deal", how the references go round; "began", the Unix time at which
+    the driver began; "labels" of its metrics, see `Prometheus`; "quiet", to print nothing about its progress. Resumes
+    from the newest checkpoint of the run that is whole.
     """
     _hush()
-    config: DistillConfig = settings["config"]
     run_dir = Path(settings["run_dir"])
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(run_dir))
@@ -64,17 +65,14 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         with memory_explained():
-            return asdict(_train(config, run_dir, scratch, settings["answers"], settings["teachers"], settings["deal"]))
+            return asdict(_train(settings, run_dir, scratch))
 
 
-def _train(
-    config: DistillConfig,
-    run_dir: Path,
-    scratch: Path,
-    answers: AnswerStore | None,
-    elsewhere: Teachers | None,
-    deal: Deal,
-) -> Report:
+def _train(settings: dict[str, Any], run_dir: Path, scratch: Path) -> Report:
+    config: DistillConfig = settings["config"]
+    answers: AnswerStore | None = settings["answers"]
+    elsewhere: Teachers | None = settings["teachers"]
+    deal: Deal = settings["deal"]
     folder = checkpoint_folder(config, run_dir)
     resume = _newest_whole(folder, scratch)
     logs = {name: run_dir / name for name in (HISTORY, INHERITED)}
@@ -138,13 +136,14 @@ def _train(
             folder=folder,
             scratch=scratch,
             resume=resume,
-            loggers=make_loggers(config, run_dir) if strategy.rank == 0 else (),
+            loggers=[*make_loggers(config, run_dir), Prometheus(settings["labels"])] if strategy.rank == 0 else (),
             logs=logs,
             reference_millions=reference_millions,
             epoch_images=rows.rows,
             segments=segments,
             told_to_stop=told_to_stop(run_dir),
             told_to_save=preempted,
+            began=settings["began"],
         )
 
 

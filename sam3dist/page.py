@@ -141,8 +141,9 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
     if "fidelity" in report:
         yield Tile("Bytes per pair", shown(round(report["answer_bytes_per_pair"])), "without features")
         yield Tile("Fidelity", shown(report["fidelity"]["mask_iou"]), "IoU of stored masks with the teacher's")
-    if "goodput" in report:
-        yield Tile("Goodput", shown(report["goodput"]), "time spent training")
+    if report.get("goodput") is not None:
+        use = "asking the teacher" if report["verb"] == "teach" else "in training steps"
+        yield Tile("Goodput", f"{100 * report['goodput']:.0f} %", f"of the time {use}")
 
 
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:

@@ -168,7 +168,18 @@ class Report:
     samples_per_second: float = 0.0
     """Images trained on by all workers together, per second of training."""
     goodput: float = 0.0
-    """Share of the wall time spent in training steps; the rest waits for data, evaluates or saves."""
+    """Share of the wall time spent in the training steps that count: not those that a failure has lost. The rest waits
+    for data, evaluates, saves, starts again, or was between two starts."""
+    waiting_share: float = 0.0
+    """Share of the wall time spent waiting for data."""
+    step_seconds: float = 0.0
+    """Mean time of a training step, without the wait for its data."""
+    useful_seconds: float = 0.0
+    """In the training steps that count."""
+    wall_seconds: float = 0.0
+    """Since the run first began."""
+    began: float = 0.0
+    """When it first began: Unix time."""
 
 
 def _moved(nouns: Nouns, device: Any) -> Nouns:

@@ -25,6 +25,7 @@ import yaml
 from torch import nn
 
 from sam3dist.data.segments import Segment, after_batches
+from sam3dist.engine.clock import TimeSpent
 from sam3dist.engine.folder import TRAINING
 from sam3dist.errors import CheckpointError
 from sam3dist.types import Report
@@ -82,6 +83,7 @@ class TrainingState:
     before: dict[str, float] = field(default_factory=dict)  # metrics of the untrained student
     report: Report | None = None  # the last evaluation
     best: dict[str, float] = field(default_factory=dict)  # step and score of the best evaluation
+    time: TimeSpent | None = None  # runs of before this was kept lack it
     versions: dict[str, str] = field(default_factory=dict)
 
     def after_step(self, batches: int, images: int, epoch_images: int | None) -> TrainingState:
@@ -193,6 +195,8 @@ def _restored(content: dict[str, Any]) -> TrainingState:
         report = _defined(content["report"], -inf)
         values = {name: _defined(report[name], nan) for name in ("metrics", "before")}
         content["report"] = Report(**{**report, **values, "checkpoint": None})
+    if content.get("time") is not None:
+        content["time"] = TimeSpent(**content["time"])
     return TrainingState(**content)
 
 

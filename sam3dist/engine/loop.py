@@ -70,6 +70,7 @@ def train(
     segments: tuple[Segment, ...] = (),
     told_to_stop: Callable[[], bool] | None = None,
     told_to_save: Callable[[], bool] | None = None,
+    began: float | None = None,
 ) -> Report:
     """The report of the last evaluation, after `optim.steps` updates, or fewer if it was told to stop.
 
@@ -82,14 +83,15 @@ def train(
     size that scores are relative to, by default the teacher's, else the student's own. epoch_images: training images
     of an epoch, only for the curves. segments: how the rows came to the ranks so far, this group of ranks at the end;
     only kept, in the checkpoints. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the run
-    with a checkpoint. told_to_save: True saves one and goes on, once.
+    with a checkpoint. told_to_save: True saves one and goes on, once. began: Unix time at
+    which a fresh run began, by default now.
 
     A checkpoint is written while training goes on. One that fails is told and left out.
 
     Raises NonFiniteError where more than `optim.max_skipped_steps` updates in a row would have brought a NaN into the
     weights, CheckpointError where `resume` does not fit or where nothing can be saved any more.
     """
-    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images, segments)
+    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images, segments, began)
     if resume is not None:
         run.restore(resume)
     with run.opened() as sigterm:
@@ -116,6 +118,8 @@ def train(
             warned_before = warned_before or hurried
             if measured:
                 run.measure(evaluate)
+            if last:
+                run.clock.stop()
             if saved or (measured and run.is_best):
                 saving.begin(run.state_to_save(), measured, lasting=last or stopping)
             elif measured:
@@ -141,8 +145,9 @@ class _Run:
         reference_millions: float | None,
         epoch_images: int | None,
         segments: tuple[Segment, ...],
+        began: float | None,
     ) -> None:
-        self.clock = Clock()
+        self.clock = Clock(began=began)
         self.curves = Curves()
         self.rejected = Counter[str]()  # rows missing from this rank's batches since the last checkpoint
         self.config, self.pupil, self.teacher, self.strategy, self.batches = config, pupil, teacher, strategy, batches
@@ -178,6 +183,7 @@ class _Run:
         self.strategy.load(checkpoint / TRAINING)
         own = {key: getattr(self.state, key) for key in ("strategy", "precision", "world_size", "segments")}
         self.state = replace(saved, **own)
+        self.clock = Clock(saved.time, self.clock.began)
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], bool]]:
@@ -271,7 +277,9 @@ class _Run:
         """The mean losses since the last call, and how the run goes."""
         means = self.curves.take(self.strategy.world_size)
         rate = self.optimizer.param_groups[0]["lr"]
-        pace = {"images_per_second": self.clock.images_per_second, "goodput": self.clock.goodput}
+        times = self.clock.times()
+        pace = {name: times[name] for name in ("goodput", "waiting_share")}
+        pace |= {"images_per_second": self.clock.images_per_second, **self.clock.lap()}
         epoch = {} if self.state.epoch is None else {"epoch": self.state.epoch}
         self._log("train", {**means, "learning_rate": rate, "grad_norm": self.norm, **pace, **epoch})
         losses = "  ".join(
@@ -283,7 +291,7 @@ class _Run:
         """The state for a checkpoint, with what the other ranks have counted."""
         rejected = Counter(self.state.rejected) + Counter(counts_of_all_ranks(self.rejected))
         self.state, self.rejected = replace(self.state, rejected=dict(rejected)), Counter()
-        return replace(self.state, report=self.report())
+        return replace(self.state, report=self.report(), time=self.clock.spent())
 
     @property
     def is_best(self) -> bool:
@@ -295,7 +303,7 @@ class _Run:
         report = self.state.report
         assert report is not None
         if self.clock.steps:
-            report = replace(report, samples_per_second=self.clock.images_per_second, goodput=self.clock.goodput)
+            report = replace(report, samples_per_second=self.clock.images_per_second, **self.clock.times())
         return report
 
     def _log(self, kind: str, values: dict[str, float]) -> None:

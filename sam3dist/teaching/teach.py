@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -43,7 +44,8 @@ def teach_shard(
     batch: EvalConfig,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """What the file of answers to the row groups of a shard says of itself, and "recomputed": whether it was written.
+    """What the file of answers to the row groups of a shard says of itself, "recomputed": whether it was written, and
+    "asking_seconds": in how many the teacher computed.
 
     A finished file is left as it is. image_size: side of the images the teacher is shown. batch: how many images and
     prompts it is asked at once, at most; where its memory does not suffice, fewer. Rows that cannot be read or decoded
@@ -54,7 +56,7 @@ def teach_shard(
     if known is not None:
         if progress is not None:
             progress(known["rows"])
-        return {**known, "recomputed": False}
+        return {**known, "recomputed": False, "asking_seconds": 0.0}
     work = _Work(ask, image_size, tuple(features), data, batch)
     writer = AnswerWriter(path)
     try:
@@ -62,7 +64,7 @@ def teach_shard(
             writer.write(rows)
             if progress is not None:
                 progress(len(rows))
-        return {**writer.close(work.said()), "recomputed": True}
+        return {**writer.close(work.said()), "recomputed": True, "asking_seconds": work.asking}
     except BaseException:
         writer.abandon()
         raise
@@ -85,6 +87,7 @@ class _Work:
         self.rejects = Rejects()
         self.fidelity = Fidelity()
         self.counts = Counter[str]()
+        self.asking = 0.0
 
     def said(self) -> dict[str, Any]:
         """The counts, as the finished file keeps them."""
@@ -144,15 +147,17 @@ class _Work:
 
     def _asked(self, samples: Sequence[Sample], measured: bool) -> Iterator[_Answered]:
         batch = collate(samples)
+        began = time.perf_counter()
         try:
             with torch.no_grad():
                 outputs = self.ask(batch)
-                answers = imitable(outputs, self.features)
+                answers = imitable(outputs, self.features)  # waits for the device
         except torch.OutOfMemoryError:
             if len(batch.prompts) == 1:
                 raise
             halves = _halves(samples)
         else:
+            self.asking += time.perf_counter() - began
             yield _Answered(samples, answers, outputs if measured else None)
             return
         torch.cuda.empty_cache()

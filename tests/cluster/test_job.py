@@ -58,6 +58,7 @@ def test_only_jobs_can_be_submitted(words: list[str]):
         (JobStatus.FAILED, 2, 2),
         (JobStatus.FAILED, None, 1),
         (JobStatus.FAILED, 0, 1),
+        (JobStatus.FAILED, -9, 137),
         (JobStatus.STOPPED, -15, 143),
     ],
 )

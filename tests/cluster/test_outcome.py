@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.tune.experiment import Trial
 
-from cluster.outcome import Narrator
+from cluster.outcome import Narrator, search_times
 from cluster.searcher import TRIAL, VALUES
 
 STEPS = 100
@@ -71,3 +71,14 @@ def test_a_trial_that_asha_stops_says_nothing_of_the_rest(now: list[float], caps
     now[0] = 10
     narrator.on_trial_result(0, [only], only, result(50, done=True))
     assert "left" not in last_line(capsys)
+
+
+def test_the_goodput_of_a_search_counts_idle_places_and_failed_trials_as_lost():
+    def row(state: str, began: float, wall: float, useful: float) -> dict:
+        return {"state": state, "began": began, "wall_seconds": wall, "useful_seconds": useful}
+
+    trials = [row("done", 100, 50, 30), row("stopped", 105, 20, 10), row("failed", 130, 60, 55)]
+    trials += [{"state": "refused"}, {"state": "failed", "began": None, "useful_seconds": None}]
+    # Two side by side from 100 until 190.
+    assert search_times(trials, 2) == {"goodput": 40 / 180, "useful_seconds": 40, "wall_seconds": 90}
+    assert search_times([{"state": "refused"}], 2) == dict.fromkeys(("goodput", "useful_seconds", "wall_seconds"))

@@ -23,6 +23,7 @@ from cluster.searcher import TRIAL
 from cluster.submit import submit
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.search import Choice, SearchConfig
+from sam3dist.config.submission import SubmitSettings
 from sam3dist.engine.folder import CheckpointFolder, Entry
 from sam3dist.errors import ConfigError
 from sam3dist.models.checkpoint import load_segmenter
@@ -90,7 +91,8 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     untouched = finished.stat().st_mtime_ns
 
     out = io.StringIO()
-    code = submit(["tune", str(space)], running_cluster.dashboard, working_dir=REPOSITORY, out=out)
+    here = SubmitSettings(working_dir=str(REPOSITORY))
+    code = submit(["tune", str(space)], running_cluster.dashboard, here, out=out)
     log = out.getvalue()
     assert code == 0, log
     assert finished.stat().st_mtime_ns == untouched, "a finished trial was run again"
@@ -118,6 +120,10 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     assert [point["trial"] for point in report["front"]] == ["004"]
     assert report["best"]["trial"] == "004"
     assert report["hypervolume"] > 0
+    assert report["goodput"] == pytest.approx(report["useful_seconds"] / report["wall_seconds"])  # one at a time
+    counted = [trials[name]["useful_seconds"] for name in ("001", "002", "004")]
+    assert report["useful_seconds"] == pytest.approx(sum(counted))
+    assert min(counted) > 0
     student = load_segmenter(report["best"]["checkpoint"])
     assert model_size(student.net.config).params_millions == pytest.approx(report["best"]["params_millions"])
     assert "trial 002  stopped" in log
@@ -127,7 +133,7 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
 
     kept = {part: {path.parts[-4] for path in run_dir.glob(f"trials/*/*/*/{part}")} for part in ("student", "training")}
     assert kept == {"student": {"001", "002", "004"}, "training": {"004"}}
-    assert submit(["tune", str(space)], running_cluster.dashboard, working_dir=REPOSITORY, out=io.StringIO()) == 0
+    assert submit(["tune", str(space)], running_cluster.dashboard, here, out=io.StringIO()) == 0
     again = json.loads((run_dir / "report.json").read_text())
     for key in ("trials", "front", "best", "hypervolume"):
         assert again[key] == report[key]

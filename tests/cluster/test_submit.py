@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
-from shutil import copy
 from threading import Thread
-from zipfile import ZipFile
 
 import pytest
-from ray._private.runtime_env.packaging import create_package
 
-from cluster.submit import EXCLUDES, submit
-from sam3dist.errors import ResourceError
+from cluster.submit import labels, submit
+from sam3dist.config.flat import flat_settings
+from sam3dist.config.submission import SubmitSettings
+from sam3dist.errors import ConfigError, ResourceError
 
 Answers = dict[str, tuple[int, str]]
-REPOSITORY = Path(__file__).resolve().parents[2]
 VERSION = (200, '{"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}')
 
 
@@ -52,7 +49,7 @@ def server() -> Iterator[Callable[[Answers], str]]:
 
 def refusal(address: str) -> str:
     with pytest.raises(ResourceError) as caught:
-        submit(["train", "smoke"], address, working_dir=None)
+        submit(["train", "smoke"], address, SubmitSettings(working_dir=None))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -74,19 +71,47 @@ def test_nobody_at_the_address_is_one_line():
     assert said.startswith("run.address=http://127.0.0.1:9: no job server answers there")
 
 
-@pytest.mark.parametrize("excludes", [(), EXCLUDES], ids=["ray job submit heeds .gitignore", "sam3dist submit"])
-def test_the_uploaded_folder_has_the_code_but_neither_shards_nor_runs(excludes: tuple[str, ...], tmp_path: Path):
-    folder = tmp_path / "folder"
-    left_out = (".venv/lib/big.so", "runs/x/model", "shards/train/0.parquet", "build/x", "cluster/__pycache__/x.pyc")
-    uploaded = ("cluster/train.py", "search_spaces/full.yaml", "sam3dist/data/shards.py")
-    for name in (*left_out, *uploaded):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("content")
-    if not excludes:
-        copy(REPOSITORY / ".gitignore", folder)
-    package = tmp_path / "package.zip"
-    create_package(str(folder), package, include_gitignore=not excludes, excludes=list(excludes))
-    with ZipFile(package) as archive:
-        names = {name for name in archive.namelist() if not name.endswith("/")}
-    assert names - {".gitignore"} == set(uploaded)
+def test_settings_come_as_words_and_a_wrong_one_is_named_in_full():
+    words = {
+        "submit.on_interrupt": "stop",
+        "submit.working_dir": "null",
+        "submit.id": "7",
+        "submit.env.HF_TOKEN": "1e5",
+        "submit.metadata.study": "s1",
+        "submit.resources.driver": "0.001",
+        "submit.grace_s": "60",
+    }
+    found = flat_settings(SubmitSettings, words, "submit", "submit")
+    assert found == SubmitSettings(
+        on_interrupt="stop",
+        working_dir=None,
+        id="7",
+        env={"HF_TOKEN": "1e5"},
+        metadata={"study": "s1"},
+        resources={"driver": 0.001},
+        grace_s=60,
+    )
+    assert flat_settings(SubmitSettings, {}, "submit", "submit") == SubmitSettings()
+    for key, value, said in (
+        ("submit.on_interupt", "stop", "did you mean submit.on_interrupt?"),
+        ("submit.on_interrupt", "kill", "submit.on_interrupt=kill: must be one of leave, stop"),
+        ("submit.env.HF_TOKEN", "", "submit.env.HF_TOKEN= is empty"),
+        ("submit.resources.driver", "-1", "submit.resources.driver=-1 must be 0 or more"),
+        ("submit.id", "a/b", "submit.id=a/b: must be of letters"),
+        ("submit.grace_s", "-1", "submit.grace_s=-1 must be 0 or more"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            flat_settings(SubmitSettings, {key: value}, "submit", "submit")
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "run"),
+    [
+        (["train", "small", "run.dir=/data/runs/x", "name=y"], "/data/runs/x"),
+        (["train", "small", "name=y"], "y"),
+        (["tune", "search_spaces/full.yaml"], "full"),
+    ],
+)
+def test_the_dashboard_is_told_verb_and_run(words: list[str], run: str):
+    assert labels(words) == {"verb": words[0], "run": run}

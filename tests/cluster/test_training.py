@@ -104,8 +104,10 @@ def test_a_killed_run_goes_on_and_a_stopped_one_leaves_a_checkpoint(
     settings = {**tiny_settings, "optim.steps": 2000, "eval.every_steps": 1000, "run.dir": run_dir}
     words = ["smoke", *as_words({**settings, "run.address": running_cluster.address})]
 
+    began = time.time()
     first = start(*words, out=log)
     wait_for_checkpoint(first, run_dir, log)
+    lost_s = time.time() - (run_dir / "config.yaml").stat().st_mtime  # from when the driver began to train
     first.kill()
     first.wait(30)
     before = set(registered(run_dir))
@@ -126,6 +128,12 @@ def test_a_killed_run_goes_on_and_a_stopped_one_leaves_a_checkpoint(
     steps = [line["step"] for line in read_history(run_dir / "history.jsonl") if line["kind"] == "train"]
     assert steps == list(range(1, state.step + 1)), "each step once, though the run was killed between"
     assert state.images == 2 * state.step
+
+    # Each step once, too, in the time that counts, and all of the time since the first start in the rest.
+    useful = sum(line["step_seconds"] for line in read_history(run_dir / "history.jsonl") if line["kind"] == "train")
+    assert report["useful_seconds"] == pytest.approx(useful)
+    assert report["goodput"] == pytest.approx(useful / report["wall_seconds"])
+    assert lost_s < report["wall_seconds"] < time.time() - began
 
 
 def test_a_cluster_that_stays_busy_is_given_up_in_one_line(

@@ -5,12 +5,13 @@ from typing import Any
 
 EVERY_VERB = {"verb", "status", "run_dir", "seconds", "versions"}
 METRICS = {"miou_positive", "miou_all", "presence_precision", "presence_recall", "presence_f1", "dice"}
-SEARCH = {"trials", "front", "best", "hypervolume"}
+SEARCH = {"trials", "front", "best", "hypervolume", "goodput", "useful_seconds", "wall_seconds"}
+TIMES = {"goodput", "waiting_share", "step_seconds", "useful_seconds", "wall_seconds"}
 COMPARISON = {"student", "teacher", "student_over_teacher", "figures"}
 KEYS = {
     "prepare": {"rows", "phrases", "positives", "negatives", "instances", "rejected"},
-    "teach": {"pairs", "bytes_per_pair", "bytes_per_image", "fidelity", "recomputed"},
-    "train": {"metrics", "before", "params_millions", "megabytes", "checkpoint", "samples_per_second", "goodput"},
+    "teach": {"pairs", "bytes_per_pair", "bytes_per_image", "fidelity", "recomputed", "goodput", "asking_seconds"},
+    "train": {"metrics", "before", "params_millions", "megabytes", "checkpoint", "samples_per_second"} | TIMES,
     "eval": {"metrics", "num_pairs", "num_positive", "num_negative"},
     "compare": COMPARISON,
     "predict": set(),

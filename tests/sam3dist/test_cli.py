@@ -130,6 +130,8 @@ MISTAKES = [
     (["submit"], "which verb?"),
     (["submit", "dance"], "submit dance: not a job"),
     (["submit", "train", "small", "run.address=10.0.0.1:6379"], "write http://HOST:8265"),
+    (["submit", "train", "small", "submit.on_interupt=stop"], "did you mean submit.on_interrupt?"),
+    (["submit", "train", "small", "submit.id"], "submit.id: write submit.KEY=VALUE"),
 ]
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import count, islice
@@ -12,6 +13,7 @@ import yaml
 
 from sam3dist.data.segments import Segment
 from sam3dist.engine.checkpoint import json_safe, read_state
+from sam3dist.engine.clock import TIMES
 from sam3dist.engine.loggers import History, read_history
 from sam3dist.engine.loop import step_seed
 from sam3dist.errors import NonFiniteError
@@ -88,6 +90,9 @@ def test_training_lowers_the_loss_and_tells_of_every_evaluation_and_checkpoint(t
     assert json_safe(report.before) == {name: history[0][name] for name in report.before}
     assert json_safe(report.metrics) == {name: history[-1][name] for name in report.metrics}
     assert 0 < report.goodput < 1
+    assert report.goodput == report.useful_seconds / report.wall_seconds
+    assert report.step_seconds == report.useful_seconds / 12
+    assert {"goodput", "waiting_share", "step_seconds", "data_wait_seconds"} <= set(history[-2])
     assert report.samples_per_second > 0
     assert report.checkpoint == str(newest_checkpoint(tmp_path / "checkpoints"))
 
@@ -128,7 +133,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_teacher: Segmenter, tmp_path
     state = read_state(checkpoint)
     assert (state.step, state.batches, state.segments) == (3, 6, (replace(begins, batches=6),))
     other = replace(begins, images_per_batch=1)
-    times = dict.fromkeys(("samples_per_second", "goodput", "checkpoint"))
+    times = dict.fromkeys(("samples_per_second", *TIMES, "checkpoint"))
     resumed, pupil = run(
         config,
         tiny_teacher,
@@ -146,7 +151,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_teacher: Segmenter, tmp_path
     assert json_safe(asdict(resumed)) | times == json_safe(asdict(straight)) | times
     for name, value in expected.state_dict().items():
         assert torch.equal(value, pupil.state_dict()[name]), name
-    timings = ("images_per_second", "goodput")
+    timings = ("images_per_second", "goodput", "waiting_share", "step_seconds", "data_wait_seconds")
     whole, pieces = (
         [{k: v for k, v in line.items() if k not in timings} for line in read_history(tmp_path / x / "history.jsonl")]
         for x in "ab"
@@ -173,7 +178,41 @@ def test_resuming_a_finished_run_trains_no_more(tiny_teacher: Segmenter, tmp_pat
     config = settings(optim={"steps": 2})
     report, _ = run(config, tiny_teacher, tmp_path)
     again, _ = run(config, tiny_teacher, tmp_path, resume=tmp_path / "step-00000002", batches=iter(()))
-    assert json_safe(asdict(again)) == json_safe(asdict(report)) | {"goodput": again.goodput}
+    assert json_safe(asdict(again)) == json_safe(asdict(report))
+
+
+def test_the_goodput_of_a_resumed_run_counts_neither_lost_steps_nor_forgets_the_time_they_took(
+    tiny_teacher: Segmenter, tmp_path: Path
+):
+    def killed() -> Iterator[PromptBatch]:
+        yield from islice(stream(), 5)
+        raise KeyboardInterrupt
+
+    config = settings(optim={"steps": 6}, checkpoint={"every_steps": 2})
+    began = time.time() - 40
+    log = [History(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tiny_teacher, tmp_path, batches=killed(), loggers=log, began=began)
+    steps = [line["step_seconds"] for line in read_history(tmp_path / "history.jsonl") if line["kind"] == "train"]
+    assert len(steps) == 5
+    state = read_state(tmp_path / "step-00000004")
+    assert state.time is not None
+    assert state.time.useful_seconds == pytest.approx(sum(steps[:4]))
+    report, _ = run(
+        config,
+        tiny_teacher,
+        tmp_path,
+        resume=tmp_path / "step-00000004",
+        batches=stream(4),
+        loggers=log,
+        began=began + 9,
+    )
+    steps = [line["step_seconds"] for line in read_history(tmp_path / "history.jsonl") if line["kind"] == "train"]
+    assert len(steps) == 6
+    assert report.useful_seconds == pytest.approx(sum(steps))
+    assert report.began == began
+    assert 40 < report.wall_seconds < time.time() - began
+    assert report.goodput == pytest.approx(sum(steps) / report.wall_seconds)
 
 
 def test_sigterm_saves_and_ends_the_run(tiny_teacher: Segmenter, tmp_path: Path):

@@ -138,7 +138,10 @@ def test_a_finished_shard_is_left_alone_and_a_damaged_one_made_again(
 
         again = taught(shards, never, tmp_path)
         assert [shard["recomputed"] for shard in again] == [False] * len(again)
-        assert {**again[0], "recomputed": True} == first[0]
+        asked = {"recomputed": True, "asking_seconds": first[0]["asking_seconds"]}
+        assert {**again[0], **asked} == first[0]
+        assert first[0]["asking_seconds"] > 0
+        assert again[0]["asking_seconds"] == 0
         file.write_bytes(whole[:-9] + b"\0" * 9)
         assert taught(shards, ask, tmp_path)[0]["recomputed"]
     assert file.read_bytes() == whole
