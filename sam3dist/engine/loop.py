@@ -180,7 +180,7 @@ class _Run:
                 self.curves.add(terms)
                 self.rejected.update(batch.rejected)
             self.norm = strategy.step(config.optim.clip_grad_norm)
-            if not isfinite(self.norm):
+            if not isfinite(self.norm) and not strategy.overflowed:
                 raise non_finite(number, self.pupil, drawn, self.terms, strategy.backward)
         self.state = self.state.after_step(len(drawn), images, self.epoch_images)
         left = self.clock.seconds_for(config.optim.steps - number)
