@@ -242,8 +242,9 @@ class _Strategy(Settings):
     """CPUs that Ray reserves for each worker; it computes with as many threads."""
     use_gpu: bool = False
     """One GPU for each worker."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where a probe shows that the device computes it fast, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where a probe shows that the device computes it fast, else fp32. fp16 is for GPUs without bf16: losses
+    are scaled so that gradients neither vanish nor overflow, and weights stay in float32 like those of the others."""
     max_failures: int = Field(2, ge=0)
     """Worker groups lost in a row, without a new checkpoint in between, before the run gives up; each restart resumes
     from the last checkpoint."""

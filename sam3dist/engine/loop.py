@@ -215,7 +215,7 @@ class _Run:
             self.norm = strategy.step(config.optim.clip_grad_norm)
             if isfinite(self.norm):
                 self.skipped = 0
-            else:
+            elif not strategy.overflowed:
                 error = non_finite(number, self.pupil, drawn, self.terms, strategy.backward)
                 # With the gradients of that second look: an update after all, if it found nothing.
                 self.norm = strategy.step(config.optim.clip_grad_norm)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from sam3dist.strategies.precision import autocast, resolve_precision
+from sam3dist.strategies.loss_scale import LossScale
+from sam3dist.strategies.precision import autocast, name_of, resolve_precision
 from sam3dist.strategies.processes import average_statistics, rank_and_size, share_statistics
 from sam3dist.strategies.training_state import load_training_state, training_state
 from sam3dist.strategies.update import clipped_update
@@ -30,7 +31,9 @@ class DdpStrategy:
         self.accumulate = config.optim.accumulate
         self.features_alone = config.distillation.alpha == config.distillation.beta == 0
         self.dtype = resolve_precision(config.strategy.precision, device)
-        self.precision = "fp32" if self.dtype is None else "bf16"
+        self.precision = name_of(self.dtype)
+        self.scale = LossScale(self.dtype, device)
+        self.overflowed = False
         self.added = 0  # losses whose gradients wait for `step`
 
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
@@ -53,7 +56,7 @@ class DdpStrategy:
         return self.module, self.optimizer
 
     def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulate).backward()
+        self.scale.scaled(loss / self.accumulate).backward()
         self.added += 1
         self._expect_next()
 
@@ -63,16 +66,17 @@ class DdpStrategy:
             self.module.require_backward_grad_sync = self.added + 1 == self.accumulate  # what no_sync() sets
 
     def step(self, max_norm: float) -> float:
-        norm = clipped_update(self.optimizer, max_norm)
+        norm = clipped_update(self.optimizer, max_norm, self.scale.value, self.device)
+        self.overflowed = self.scale.after_step(norm)
         self.added = 0
         self._expect_next()
         return norm
 
     def training_state(self) -> dict[str, Any]:
-        return training_state(self.pupil, self.parameters, self.optimizer)
+        return training_state(self.pupil, self.parameters, self.optimizer, self.scale)
 
     def load(self, directory: Path) -> None:
-        load_training_state(directory, self.pupil, self.parameters, self.optimizer)
+        load_training_state(directory, self.pupil, self.parameters, self.optimizer, self.scale)
 
     def student_state(self) -> dict[str, Tensor] | None:
         average_statistics(self.pupil)

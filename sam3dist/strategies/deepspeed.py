@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam3dist.strategies.precision import resolve_precision
+from sam3dist.strategies.loss_scale import LossScale
+from sam3dist.strategies.precision import autocast, name_of, resolve_precision
 from sam3dist.strategies.processes import average_statistics, join_group, rank_and_size, share_statistics
 from sam3dist.strategies.zero_state import ZeroState
 
@@ -38,7 +39,9 @@ class DeepSpeedStrategy:
         self.max_norm = config.optim.clip_grad_norm
         self.images_per_batch = config.data.images_per_batch
         self.dtype = resolve_precision(config.strategy.precision, device)
-        self.precision = "fp32" if self.dtype is None else "bf16"
+        self.precision = name_of(self.dtype)
+        self.scale = LossScale(self.dtype, device)
+        self.overflowed = False
         self.added = 0  # losses whose gradients wait for `step`
 
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
@@ -46,10 +49,13 @@ class DeepSpeedStrategy:
         self.pupil = pupil.to(self.device)
         share_statistics(pupil)
         # A torch optimizer: DeepSpeed's own are compiled on first use, which takes minutes and a matching CUDA toolkit.
+        # fp16 is our own autocast: under DeepSpeed's, a GradScaler unscales each group after all have been clipped.
         self.engine, optimizer, _, _ = deepspeed.initialize(
-            model=pupil, optimizer=make_optimizer(pupil), config=self._settings()
+            model=autocast(pupil, self.device, torch.float16) if self.scale.dynamic else pupil,
+            optimizer=make_optimizer(pupil),
+            config=self._settings(),
         )
-        self.state = ZeroState(deepspeed.zero, optimizer, pupil, self.stage)
+        self.state = ZeroState(deepspeed.zero, optimizer, pupil, self.stage, self.scale)
         return self.engine, optimizer
 
     def _settings(self) -> dict[str, Any]:
@@ -63,12 +69,15 @@ class DeepSpeedStrategy:
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
         }
-        if self.dtype is not None:
+        if self.dtype is torch.bfloat16:
             # Not DeepSpeed's "bf16", which keeps no float32 weights for what autocast computes in float32.
             settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         return settings
 
     def backward(self, loss: Tensor) -> None:
+        if self.scale.dynamic:
+            self.engine.optimizer.override_loss_scale(self.scale.value)  # multiplies losses, divides norm and gradients
+            self.scale.watch(loss)
         self.engine.backward(loss)  # divides by the number of accumulated losses
         self.added += 1
         if self.added < self.accumulate:
@@ -79,6 +88,7 @@ class DeepSpeedStrategy:
         self.engine.step()  # without an update if the norm is not finite
         self.added = 0
         norm = float(self.engine.get_global_grad_norm())
+        self.overflowed = self.scale.after_step(norm)
         assert isfinite(norm) or not self.engine.was_step_applied()
         return norm
 

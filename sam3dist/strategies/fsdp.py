@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sam3dist.models.segmenter import SHARDABLE
-from sam3dist.strategies.precision import autocast, resolve_precision
+from sam3dist.strategies.loss_scale import LossScale
+from sam3dist.strategies.precision import autocast, name_of, resolve_precision
 from sam3dist.strategies.processes import average_statistics, join_group, rank_and_size, share_statistics
 from sam3dist.strategies.training_state import load_training_state, training_state
 from sam3dist.strategies.update import clipped_update
@@ -37,7 +38,9 @@ class FsdpStrategy:
         own: Any = config.strategy  # an FsdpConfig, or a namespace like it
         self.reshard_after_forward: bool = own.reshard_after_forward
         self.dtype = resolve_precision(config.strategy.precision, device)
-        self.precision = "fp32" if self.dtype is None else "bf16"
+        self.precision = name_of(self.dtype)
+        self.scale = LossScale(self.dtype, device)
+        self.overflowed = False
         self.added = 0  # losses whose gradients wait for `step`
 
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
@@ -67,7 +70,7 @@ class FsdpStrategy:
         return autocast(pupil, self.device, self.dtype), self.optimizer
 
     def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulate).backward()
+        self.scale.scaled(loss / self.accumulate).backward()
         self.added += 1
         self._expect_next()
 
@@ -76,22 +79,25 @@ class FsdpStrategy:
         self.root.set_requires_gradient_sync(self.added + 1 == self.accumulate)
 
     def step(self, max_norm: float) -> float:
-        norm = clipped_update(self.optimizer, max_norm)
+        norm = clipped_update(self.optimizer, max_norm, self.scale.value, self.device)
+        self.overflowed = self.scale.after_step(norm)
         self.added = 0
         self._expect_next()
         return norm
 
     def training_state(self) -> dict[str, Any]:
-        return training_state(self.pupil, self.parameters, self.optimizer)
+        return training_state(self.pupil, self.parameters, self.optimizer, self.scale)
 
     def load(self, directory: Path) -> None:
-        load_training_state(directory, self.pupil, self.parameters, self.optimizer)
+        load_training_state(directory, self.pupil, self.parameters, self.optimizer, self.scale)
 
     def student_state(self) -> dict[str, Tensor] | None:
         average_statistics(self.pupil)
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        whole: dict[str, Any] = get_model_state_dict(self.pupil, options=options)  # empty on the other ranks
-        if self.rank != 0:
-            return None
         start = "student."
-        return {name.removeprefix(start): value for name, value in whole.items() if name.startswith(start)}
+        state: dict[str, Tensor] = {}
+        for name, value in self.pupil.state_dict().items():
+            if name.startswith(start):
+                whole = value.to(self.device).full_tensor() if isinstance(value, DTensor) else value
+                if self.rank == 0:
+                    state[name.removeprefix(start)] = whole.detach().to("cpu", copy=True)
+        return state if self.rank == 0 else None

@@ -11,21 +11,26 @@ from torch import Tensor, nn
 
 from sam3dist.strategies.processes import any_rank, rank_and_size
 
+SETTINGS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 LEAST_GAIN = 1.5
 """bf16 must be this much faster than fp32: on CPUs that are about even, noise would decide, run by run."""
 
 
 def resolve_precision(setting: str, device: torch.device) -> torch.dtype | None:
-    """torch.bfloat16 to compute under autocast, None for plain float32; "auto" asks the device by a probe.
+    """What to compute in under autocast, or None for plain float32; "auto" is torch.bfloat16 where a probe is faster.
 
     Rank 0 decides for all, because clocks differ. All ranks call it together.
     """
-    if setting == "fp32":
-        return None
-    if setting == "bf16":
-        return torch.bfloat16
+    if setting in SETTINGS:
+        return SETTINGS[setting]
     rank, _ = rank_and_size()
     return torch.bfloat16 if any_rank(rank == 0 and bf16_is_faster(device), device) else None
+
+
+def name_of(dtype: torch.dtype | None) -> str:
+    """The setting that resolves to this type."""
+    return next(name for name, known in SETTINGS.items() if known == dtype)
 
 
 @cache

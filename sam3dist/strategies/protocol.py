@@ -22,7 +22,10 @@ class Strategy(Protocol):
     world_size: int
     device: torch.device
     precision: str
-    """What it computes in: "fp32" or "bf16". Weights and optimizer state are always float32."""
+    """What it computes in: "fp32", "bf16" or "fp16". Weights and optimizer state are always float32."""
+    overflowed: bool
+    """The last `step` updated nothing because gradients overflowed in fp16, and lowered the scale of the losses: no NaN
+    of the run, but a step that is left out, as every framework does. Never with a loss that is not finite itself."""
 
     def setup(self, pupil: Pupil, make_optimizer: Callable[[nn.Module], Optimizer]) -> tuple[nn.Module, Optimizer]:
         """The pupil as it is to be called from now on, on the device, and its optimizer.
@@ -38,17 +41,18 @@ class Strategy(Protocol):
     def step(self, max_norm: float) -> float:
         """Clip the gradient to this norm, update the weights, and return the norm before clipping.
 
-        The norm is that of all ranks' averaged gradients, the same on every rank. If it is not finite, nothing
-        is updated. Gradients are gone afterwards.
+        The norm is that of all ranks' averaged gradients, the same on every rank, without what losses are multiplied
+        by in fp16. If it is not finite, nothing is updated. Gradients are gone afterwards.
         """
         ...
 
     def training_state(self) -> dict[str, Any]:
         """What it takes to go on from here with any strategy and any number of workers, for `dcp.save`:
 
-            {"weights": {name: value}, "optimizer": {name: {"step", "exp_avg", "exp_avg_sq"}}}
+            {"weights": {name: value}, "optimizer": {name: {"step", "exp_avg", "exp_avg_sq"}}, "loss_scale": value}
 
-        Names are those of the pupil's state_dict, `optimizer` those that have been updated. Values are tensors of
+        Names are those of the pupil's state_dict, `optimizer` has those that have been updated; `loss_scale` is there
+        in fp16. Values are tensors of
         float32 (a counter of BatchNorm is an integer) in the shapes they have in one process: whole and the same on
         every rank, or DTensors, or on one rank only, which has others of the names. They may be those of the strategy
         itself: write or copy them before the next step.
@@ -60,7 +64,7 @@ class Strategy(Protocol):
         ...
 
     def student_state(self) -> dict[str, Tensor] | None:
-        """All weights of `pupil.student` on the CPU in float32 on rank 0; None on the others."""
+        """Copies of all weights of `pupil.student` on the CPU in float32 on rank 0; None on the others."""
         ...
 
 

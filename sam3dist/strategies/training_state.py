@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sam3dist.strategies.loss_scale import LossScale
 from sam3dist.strategies.processes import average_statistics
 from sam3dist.strategies.saved_state import SavedState
 
@@ -21,7 +22,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each weight, beside the number of its steps."""
 
 
-def training_state(pupil: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Any]:
+def training_state(
+    pupil: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, scale: LossScale
+) -> dict[str, Any]:
     """The tensors of pupil and optimizer themselves, by name. `parameters` are the optimizer's, by the pupil's names.
 
     All ranks call it together.
@@ -31,15 +34,16 @@ def training_state(pupil: nn.Module, parameters: Mapping[str, nn.Parameter], opt
     return {
         "weights": pupil.state_dict(),
         "optimizer": {name: {key: state[key] for key in (STEP, *MOMENTS)} for name, state in kept.items()},
+        **scale.state(),
     }
 
 
 def load_training_state(
-    directory: Path, pupil: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
-) -> SavedState:
-    """What was saved in the directory, after pupil and optimizer took their part of it.
+    directory: Path, pupil: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, scale: LossScale
+) -> None:
+    """Give pupil, optimizer and scale what was saved in the directory. Raises CheckpointError.
 
-    All ranks call it together. Raises CheckpointError.
+    All ranks call it together.
     """
     saved = SavedState(directory)
     group_of = {weight: group for group in optimizer.param_groups for weight in group["params"]}
@@ -52,7 +56,15 @@ def load_training_state(
     optimizer.state.clear()
     for name, state in restored.items():
         optimizer.state[parameters[name]] = state
-    return saved
+    load_scale(saved, scale)
+
+
+def load_scale(saved: SavedState, scale: LossScale) -> None:
+    """Go on with the saved scale, where this run scales losses and the saved one did."""
+    own = scale.state()
+    if own.keys() <= saved.names:
+        saved.load(own)
+        scale.restore(own)
 
 
 def fresh_state(weight: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from sam3dist.strategies.loss_scale import LossScale
 from sam3dist.strategies.processes import average_statistics, rank_and_size
 from sam3dist.strategies.saved_state import SavedState
-from sam3dist.strategies.training_state import MOMENTS, STEP, fresh_state
+from sam3dist.strategies.training_state import MOMENTS, STEP, fresh_state, load_scale
 
 Value = TypeVar("Value", bound=Tensor)
 
@@ -28,9 +29,10 @@ MOST_AT_ONCE = 64 * 2**20
 class ZeroState:
     """What DeepSpeed's optimizer keeps of a pupil. All ranks call each method together."""
 
-    def __init__(self, zero: Any, optimizer: Any, pupil: nn.Module, stage: int) -> None:
+    def __init__(self, zero: Any, optimizer: Any, pupil: nn.Module, stage: int, scale: LossScale) -> None:
         self.zero = zero  # deepspeed.zero
         self.optimizer = optimizer
+        self.scale = scale
         self.pupil = pupil
         self.stage = stage
         self.rank, self.world_size = rank_and_size()
@@ -62,10 +64,10 @@ class ZeroState:
                         moments[key] = value.cpu().clone()
                 if name in own:
                     optimizer[name] = {STEP: step, **moments}
-        return {"weights": self.weights(self.pupil, own), "optimizer": optimizer}
+        return {"weights": self.weights(self.pupil, own), "optimizer": optimizer, **self.scale.state()}
 
-    def load(self, directory: Path) -> SavedState:
-        """What was saved in the directory, after pupil and optimizer took their part of it. Raises CheckpointError."""
+    def load(self, directory: Path) -> None:
+        """Give pupil, optimizer and scale what was saved in the directory. Raises CheckpointError."""
         saved = SavedState(directory)
         state = self.pupil.state_dict(keep_vars=True)
         for part in portions(state):
@@ -80,7 +82,7 @@ class ZeroState:
         }
         if trained:
             self._load_optimizer(saved, trained)
-        return saved
+        load_scale(saved, self.scale)
 
     def _load_optimizer(self, saved: SavedState, trained: Mapping[str, nn.Parameter]) -> None:
         flat_states = self._flat_states(fresh=True)

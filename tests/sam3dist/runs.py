@@ -13,7 +13,7 @@ from sam3dist.config.distill import DistillConfig, StudentSpec
 from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loop import train
 from sam3dist.evaluate import evaluate
-from sam3dist.models.segmenter import Pupil, Segmenter
+from sam3dist.models.segmenter import Pupil, Segmenter, segment
 from sam3dist.models.student import build_student
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import PromptBatch, Report
@@ -104,6 +104,22 @@ def run(config: DistillConfig, teacher: Segmenter, directory: Path, **changes: A
         **changes,
     }
     return train(config, pupil=pupil, **arguments), pupil
+
+
+def simple_loss(module: nn.Module, batch: PromptBatch | None = None) -> Tensor:
+    """Reaches every trainable weight."""
+    outputs = segment(module, batch or random_batch(1, 2), auxiliary=True)
+    features = sum(feature.float().square().mean() for feature in outputs.features.values())
+    return features + sum(
+        tensor.float().square().mean()
+        for tensor in (
+            outputs.mask_logits,
+            outputs.query_logits,
+            outputs.boxes,
+            outputs.presence_logits,
+            outputs.semantic_logits,
+        )
+    )
 
 
 def batches_list(number: int, **changes: Any) -> list[PromptBatch]:

@@ -1,7 +1,19 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch.distributed as dist
+
+from tests.sam3dist.strategies.two_ranks import STRATEGIES
+
+# ZeRO-3 hooks into every module, which takes its time.
+SLOW = {"deepspeed-3"}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STRATEGIES])
+def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Every strategy in turn."""
+    return STRATEGIES[request.param]
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -20,22 +20,12 @@ from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.segmenter import Segmenter, segment
 from sam3dist.strategies.processes import any_rank, own_device, sum_over_ranks
 from sam3dist.strategies.protocol import Strategy, make_strategy
-from sam3dist.types import PromptBatch
 from tests.conftest import random_batch
-from tests.sam3dist.runs import assert_same_weights, pupil_of, run, settings
-from tests.sam3dist.strategies.two_ranks import STRATEGIES, without_instances
+from tests.sam3dist.runs import assert_same_weights, pupil_of, run, settings, simple_loss
+from tests.sam3dist.strategies.two_ranks import without_instances
 
 CPU = torch.device("cpu")
 BATCH = random_batch(1, 2)
-
-
-# ZeRO-3 hooks into every module, which takes its time.
-SLOW = {"deepspeed-3"}
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STRATEGIES])
-def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return STRATEGIES[request.param]
 
 
 def config_of(kind: dict[str, Any], precision: str = "fp32", **optim: Any) -> DistillConfig:
@@ -44,22 +34,6 @@ def config_of(kind: dict[str, Any], precision: str = "fp32", **optim: Any) -> Di
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def simple_loss(module: nn.Module, batch: PromptBatch = BATCH) -> Tensor:
-    """Reaches every trainable weight."""
-    outputs = segment(module, batch, auxiliary=True)
-    features = sum(feature.float().square().mean() for feature in outputs.features.values())
-    return features + sum(
-        tensor.float().square().mean()
-        for tensor in (
-            outputs.mask_logits,
-            outputs.query_logits,
-            outputs.boxes,
-            outputs.presence_logits,
-            outputs.semantic_logits,
-        )
-    )
 
 
 def state_of(strategy: Strategy) -> dict[str, Tensor]:
@@ -181,24 +155,27 @@ def test_nothing_to_load_is_a_checkpoint_error(kind: dict[str, Any], tiny_teache
         strategy.load(tmp_path / "nowhere")
 
 
-def test_bf16_computes_nearly_the_same_and_keeps_float32_weights(kind: dict[str, Any], tiny_teacher: Segmenter):
-    losses = {}
-    for precision in ("fp32", "bf16"):
-        config = config_of(kind, precision)
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_computes_nearly_the_same_and_keeps_float32_weights(
+    precision: str, dtype: torch.dtype, kind: dict[str, Any], tiny_teacher: Segmenter
+):
+    losses: dict[str, list[float]] = {}
+    for setting in ("fp32", precision):
+        config = config_of(kind, setting)
         strategy = make_strategy(config)
-        assert strategy.precision == precision
+        assert strategy.precision == setting
         module, _ = strategy.setup(pupil_of(tiny_teacher, config), lambda module: AdamW(trainable(module), lr=1e-3))
-        losses[precision] = []
+        losses[setting] = []
         for _ in range(3):
             outputs = segment(module, BATCH)
-            assert outputs.mask_logits.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+            assert outputs.mask_logits.dtype == (torch.float32 if setting == "fp32" else dtype)
             loss = simple_loss(module)
             strategy.backward(loss)
             strategy.step(config.optim.clip_grad_norm)
-            losses[precision].append(loss.item())
+            losses[setting].append(loss.item())
         assert {value.dtype for value in state_of(strategy).values() if value.is_floating_point()} == {torch.float32}
-    assert losses["bf16"] != losses["fp32"]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses[precision] != losses["fp32"]
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
 
 
 @pytest.mark.parametrize("weights", [{"beta": 0.0, "gamma": 0.0}, {"alpha": 0.0, "gamma": 0.0}, {}])

@@ -151,6 +151,11 @@ def test_a_nan_on_one_rank_stops_both_and_both_name_it(case):
         assert result["non_finite"].startswith(f"Step 1: on rank 1, the output of {BROKEN} is not finite")
 
 
+def test_an_overflow_or_a_nan_on_one_rank_is_one_for_both(case):
+    _, results, _ = case
+    assert [result["overflowed"] for result in results] == [[True, False, False]] * 2
+
+
 def test_a_rank_without_instances_holds_nobody_up(case):
     _, results, _ = case
     assert [result["uneven"] for result in results] == [STEPS, STEPS]

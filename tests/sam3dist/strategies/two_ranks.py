@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import count, islice
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sam3dist.config.distill import DistillConfig
+from sam3dist.config.load import with_overrides
 from sam3dist.engine.checkpoint import json_safe
 from sam3dist.engine.loggers import History
+from sam3dist.engine.optim import make_optimizer
 from sam3dist.errors import NonFiniteError
 from sam3dist.evaluate import evaluate
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.strategies import deepspeed
 from sam3dist.strategies.processes import any_rank, counts_of_all_ranks, share_weights, sum_over_ranks
+from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import PromptBatch
 from tests.conftest import random_batch
-from tests.sam3dist.runs import Published, pupil_of, run, settings
+from tests.sam3dist.runs import Published, pupil_of, run, settings, simple_loss
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"kind": "ddp"},
@@ -125,6 +129,7 @@ def scenario(rank: int, teacher: Any, strategy: dict[str, Any], out: Path) -> di
         "shared": shared(rank),
         "counts": counts_of_all_ranks({"both": 1 + rank, f"only {rank}": 5}),
         "non_finite": failure(rank, config, teacher, out),
+        "overflowed": overflowed(rank, config, teacher),
         "uneven": uneven(rank, config_of(strategy, accumulate=1), teacher, out),
         "features_alone": features_alone(rank, config_of(strategy, accumulate=2, alpha=0.0, beta=0.0), teacher, out),
     }
@@ -149,6 +154,21 @@ def failure(rank: int, config: DistillConfig, teacher: Any, out: Path) -> str:
     except NonFiniteError as error:
         return str(error)
     return "no error"
+
+
+def overflowed(rank: int, config: DistillConfig, teacher: Any) -> list[bool]:
+    """Which of three updates in fp16 were overflows: a loss too large on rank 1, a NaN on rank 1, a good one."""
+    half = with_overrides(config, {"strategy.precision": "fp16", "optim.accumulate": 1})
+    strategy = make_strategy(half)
+    strategy.scale.value = 64.0
+    module, _ = strategy.setup(pupil_of(teacher, half), lambda module: make_optimizer(module, half.optim))
+    module.train()
+    told = []
+    for factor in (1e9, nan, 1.0):
+        strategy.backward(simple_loss(module) * (factor if rank == 1 else 1.0))
+        strategy.step(half.optim.clip_grad_norm)
+        told.append(strategy.overflowed)
+    return told
 
 
 def uneven(rank: int, config: DistillConfig, teacher: Any, out: Path) -> int:
