@@ -102,31 +102,32 @@ def train(
         if not run.state.before:
             run.measure(evaluate)
         warned_before = False
-        while run.state.step < config.optim.steps:
-            run.step()
-            step = run.state.step
-            last = step == config.optim.steps
-            asked = sigterm() or (told_to_stop is not None and told_to_stop())
-            warned = told_to_save is not None and told_to_save()
-            stopping, hurried, writing = any_of_each((asked, warned, saver.writing), strategy.device)
-            if not writing:
-                saving.settle()
-            if last or stopping or step % config.run.log_every_steps == 0:
-                run.log_curves()
-            measured = last or (step % config.eval.every_steps == 0 and not stopping)
-            saved = last or stopping or step % config.checkpoint.every_steps == 0 or (hurried and not warned_before)
-            warned_before = warned_before or hurried
-            if measured:
-                run.measure(evaluate)
-            if last:
-                run.clock.stop()
-            if saved or (measured and run.is_best):
-                saving.begin(run.state_to_save(), measured, lasting=last or stopping)
-            elif measured:
-                saving.settle()  # reports come in their order
-                publish(replace(run.report(), checkpoint=saving.newest))
-            if stopping:
-                break
+        with saving.finished_where_all_fail():
+            while run.state.step < config.optim.steps:
+                run.step()
+                step = run.state.step
+                last = step == config.optim.steps
+                asked = sigterm() or (told_to_stop is not None and told_to_stop())
+                warned = told_to_save is not None and told_to_save()
+                stopping, hurried, writing = any_of_each((asked, warned, saver.writing), strategy.device)
+                if not writing:
+                    saving.settle()
+                if last or stopping or step % config.run.log_every_steps == 0:
+                    run.log_curves()
+                measured = last or (step % config.eval.every_steps == 0 and not stopping)
+                saved = last or stopping or step % config.checkpoint.every_steps == 0 or (hurried and not warned_before)
+                warned_before = warned_before or hurried
+                if measured:
+                    run.measure(evaluate)
+                if last:
+                    run.clock.stop()
+                if saved or (measured and run.is_best):
+                    saving.begin(run.state_to_save(), measured, lasting=last or stopping)
+                elif measured:
+                    saving.settle()  # reports come in their order
+                    publish(replace(run.report(), checkpoint=saving.newest))
+                if stopping:
+                    break
         saving.settle()
     return replace(run.report(), checkpoint=saving.newest)
 

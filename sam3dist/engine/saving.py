@@ -9,7 +9,8 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from sam3dist.engine.checkpoint import TrainingState, as_plain, json_safe, versions
 from sam3dist.engine.folder import STUDENT, TRAINING, CheckpointFolder, Entry
-from sam3dist.errors import CheckpointError, first_line
+from sam3dist.errors import CheckpointError, NonFiniteError, first_line
 from sam3dist.models.checkpoint import save_segmenter
 from sam3dist.strategies.processes import any_rank, barrier
 from sam3dist.types import Report
@@ -130,10 +131,12 @@ class Saver:
                 for name, file in self.logs.items():
                     if file.is_file():
                         shutil.copyfile(file, directory / name)
-                described = json_safe(asdict(replace(state, versions=versions())))
-                (directory / STATE_FILE).write_text(json.dumps(described, indent=2, allow_nan=False), encoding="utf-8")
-                own = [file for file in directory.rglob("*") if file.is_file() and file.parent.name != TRAINING]
-                files += [*own, directory / TRAINING / ".metadata"]
+                reached = json_safe(asdict(replace(state, versions=versions())))
+                (directory / STATE_FILE).write_text(json.dumps(reached, indent=2, allow_nan=False), encoding="utf-8")
+                described = (STATE_FILE, "config.yaml", *self.logs)
+                files += [directory / name for name in described if (directory / name).is_file()]
+                files += [file for file in (directory / STUDENT).rglob("*") if file.is_file()]
+                files.append(directory / TRAINING / ".metadata")
             self.folder.add(self.entry.name, directory, files, rank)
         except Exception as error:  # the training thread asks for it
             self.error = error
@@ -162,6 +165,19 @@ class Saving:
             if not self.settle(again=True):
                 time.sleep(self.failed)
                 self.saver.begin(state, score)
+
+    @contextmanager
+    def finished_where_all_fail(self) -> Iterator[None]:
+        """Inside, an error that every rank raises leaves the checkpoint that is being written as a good one.
+
+        Where one rank alone fails the others cannot be met any more.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.saver.strategy.world_size == 1 or isinstance(error, NonFiniteError):
+                self.settle()
+            raise
 
     def settle(self, again: bool = False) -> bool:
         """Wait for the checkpoint that is being written, if there is one, and tell of it; False where it failed.

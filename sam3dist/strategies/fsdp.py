@@ -97,7 +97,7 @@ class FsdpStrategy:
         state: dict[str, Tensor] = {}
         for name, value in self.pupil.state_dict().items():
             if name.startswith(start):
-                whole = value.to(self.device).full_tensor() if isinstance(value, DTensor) else value
+                whole = DTensor.full_tensor(value.to(self.device)) if isinstance(value, DTensor) else value
                 if self.rank == 0:
                     state[name.removeprefix(start)] = whole.detach().to("cpu", copy=True)
         return state if self.rank == 0 else None

@@ -154,7 +154,7 @@ def test_a_run_goes_on_after_overflows_and_counts_their_steps(tiny_teacher: Segm
 
 
 def test_a_nan_of_the_forward_pass_stops_a_run_at_once(tiny_teacher: Segmenter, tmp_path: Path):
-    config = config_of({"kind": "ddp"}, "fp16")
+    config = config_of({"kind": "ddp"}, "fp16", max_skipped_steps=0)
     pupil = pupil_of(tiny_teacher, config)
     pupil.student.net.detr_encoder.layers[0].register_forward_hook(lambda _module, _inputs, output: output * torch.nan)
     with pytest.raises(NonFiniteError, match=r"Step 1: the output of student.net.detr_encoder.layers.0 is not finite"):
