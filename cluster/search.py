@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cluster import preflight
 from cluster.halving import RememberingAsha
+from cluster.mirror import Mirror, restore
 from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
 from cluster.session import session
@@ -61,6 +62,9 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
     """
     base = search.base()
     run_dir = (run_dir or Path(base.run.dir or f"runs/tune-{search.name}")).resolve()
+    stored = None if base.checkpoint.storage_path is None else checkpoint_folder(base, run_dir)
+    if stored is not None and not (run_dir / CONFIG).is_file() and restore(run_dir, stored):
+        print(f"the search in {stored.location} goes on in {run_dir}", flush=True)
     _require_same_search(search, run_dir)
     base = located(base, run_dir)
     teacher = teacher_config(shape_source(base))
@@ -126,7 +130,7 @@ def _tuner(
             name=TUNE,
             storage_path=str(run_dir),
             failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_FAILURES),
-            callbacks=[Narrator(quality, steps, search.trials)],
+            callbacks=[Narrator(quality, steps, search.trials), *_mirrors(base, run_dir)],
             verbose=0,
         ),
     )
@@ -156,6 +160,13 @@ def _trial(
         tune.report({**metrics, **report, CHECKPOINT_PATH_KEY: checkpoint})
 
     return trial
+
+
+def _mirrors(base: DistillConfig, run_dir: Path) -> list[Mirror]:
+    """What keeps the search's own state where its checkpoints are, if that is not the run directory."""
+    if base.checkpoint.storage_path is None:
+        return []
+    return [Mirror(run_dir, (CONFIG, BASE, JOURNAL, RUNGS, TUNE), checkpoint_folder(base, run_dir))]
 
 
 def own_storage(base: DistillConfig, trial: str) -> dict[str, str]:

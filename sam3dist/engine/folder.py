@@ -87,7 +87,7 @@ class CheckpointFolder:
                     raise OSError(f"{target}: {found} bytes arrived of {sums[relative][0]}")
             else:
                 _flush(file)
-        self._write(f"{self._open_name(name)}/{_part(part)}", json.dumps(sums))
+        self._write(f"{self._open_name(name)}/{_part(part)}", json.dumps(sums).encode())
 
     def publish(self, entry: Entry, parts: int, keep: int) -> None:
         """Enter a checkpoint of so many parts into the manifest; of those before, the `keep` newest and the best stay.
@@ -104,7 +104,7 @@ class CheckpointFolder:
                     f"{self.location}: worker {part} has written its part of {entry.name} elsewhere; name a "
                     "checkpoint.storage_path that all nodes share, such as s3://BUCKET/RUNS."
                 ) from None
-        self._write(f"{opened}/{FILES}", json.dumps(files))
+        self._write(f"{opened}/{FILES}", json.dumps(files).encode())
         for part in range(parts):
             self.filesystem.delete_file(f"{self.root}/{opened}/{_part(part)}")
         if not self.remote:
@@ -158,6 +158,17 @@ class CheckpointFolder:
         require_sums(directory, wanted)
         return directory
 
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file beside the checkpoints, all of it or nothing."""
+        self._write(name, content)
+
+    def get(self, name: str) -> bytes | None:
+        """A file beside the checkpoints, or None where there is none."""
+        try:
+            return self._read(name)
+        except FileNotFoundError:
+            return None
+
     def drop(self, name: str, folder: str) -> None:
         """Delete a folder of a checkpoint that is not needed any more, as far as that can be done."""
         self._delete(f"{name}/{folder}")
@@ -176,7 +187,7 @@ class CheckpointFolder:
             "best": best and best.name,
             "checkpoints": [asdict(entry) for entry in entries],
         }
-        self._write(MANIFEST, json.dumps(content, indent=1))
+        self._write(MANIFEST, json.dumps(content, indent=1).encode())
 
     def _clear(self, kept: set[str]) -> None:
         """Delete what is not named any more, or never was. What cannot be deleted now is tried again next time."""
@@ -192,19 +203,20 @@ class CheckpointFolder:
         except OSError:  # not there, or the store does not answer
             return
 
-    def _read(self, name: str) -> str:
+    def _read(self, name: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
-            return bytes(stream.read()).decode()
+            return bytes(stream.read())
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         """All of it or nothing: an object appears when it is complete, a file by renaming."""
         if self.remote:
             with self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:
-                stream.write(text.encode())
+                stream.write(content)
             return
         path = Path(self.root) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
