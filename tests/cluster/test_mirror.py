@@ -48,5 +48,5 @@ def test_a_store_that_fails_is_told_and_holds_nothing_up(tmp_path: Path, capsys:
 def test_what_is_no_archive_is_a_checkpoint_error(tmp_path: Path):
     folder = CheckpointFolder(tmp_path)
     folder.put("search.tar", b"no archive at all" * 99)
-    with pytest.raises(CheckpointError, match="search.tar: cannot be unpacked"):
+    with pytest.raises(CheckpointError, match=r"search.tar: cannot be unpacked"):
         restore(tmp_path / "second", folder)
