@@ -37,14 +37,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 @pytest.fixture
 def two_nodes(cluster: Nodes) -> Nodes:
     """The cluster with its two machines there and idle; those that a test has lost are replaced."""
-    for number in (0, 1, 2):
-        process = cluster.nodes[number].process
-        if process is None or process.poll() is not None:
+    for number, node in sorted(cluster.nodes.items()):
+        running = node.process is not None and node.process.poll() is None
+        if number <= 2 and not running:
             cluster.start(number)
-    for number in [number for number in cluster.nodes if number > 2]:
-        process = cluster.nodes[number].process
-        if process is not None and process.poll() is None:
-            cluster.nodes[number].kill()
+        elif number > 2 and running:
+            node.kill()
     cluster.wait_for_cpus(2)
     assert cluster.leftovers() == []
     return cluster

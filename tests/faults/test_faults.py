@@ -62,7 +62,7 @@ def assert_nothing_left(cluster: Nodes, cpus: float = 2) -> None:
 def test_a_train_worker_is_killed(job: Start, two_nodes: Nodes, undisturbed: dict[str, Any], note: Note):
     run = job()
     step = run.reach(FAULT_AT)
-    since = killed(two_nodes.nodes[1], WORKER)
+    since = killed(at_work(two_nodes)[0], WORKER)
     seconds, start = run.recover(since)
     assert_undisturbed(run.finish(), undisturbed)
     assert step - start <= EVERY + 2
@@ -93,7 +93,7 @@ def test_a_machine_dies_and_another_takes_its_place(
     run = job()
     two_nodes.start(3)
     step = run.reach(FAULT_AT)
-    two_nodes.nodes[1].kill()
+    at_work(two_nodes)[0].kill()
     since = time.monotonic()
     seconds, start = run.recover(since)
     assert_undisturbed(run.finish(), undisturbed)
@@ -145,7 +145,7 @@ def test_a_machine_is_taken_away_with_notice(job: Start, two_nodes: Nodes, undis
     run = job({"checkpoint.every_steps": 1000})
     two_nodes.start(3)
     step = run.reach(FAULT_AT)
-    gone = two_nodes.nodes[1]
+    gone = at_work(two_nodes)[0]
     # What a pod's preStop hook does; SIGTERM follows, and SIGKILL when the time of grace is over.
     notice = [str(Path(sys.executable).parent / "ray"), "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
     identity = two_nodes.ask(
@@ -237,7 +237,7 @@ for attempt in range(60):
         step = run.reach(FAULT_AT)
         fault.write_text("503")
         time.sleep(10)
-        since = killed(two_nodes.nodes[1], WORKER)  # and then somebody has to read from it
+        since = killed(at_work(two_nodes)[0], WORKER)  # and then somebody has to read from it
         time.sleep(5)
         fault.unlink()
         seconds, start = run.recover(since)
@@ -314,7 +314,7 @@ def test_what_fails_again_and_again_goes_on_as_long_as_it_gets_ahead(job: Start,
     for number in range(1, 4):
         before = len(run.resumed())
         run.reach(number * 40 + 5)
-        since = killed(two_nodes.nodes[1 + number % 2], WORKER)
+        since = killed(at_work(two_nodes)[number % 2], WORKER)
         seconds, _ = run.recover(since, before)
     report = run.finish()
     assert report["complete"]
