@@ -4,7 +4,6 @@ RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python -m tests.sam3di
 """
 
 import json
-import shutil
 import sys
 import time
 import traceback
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import with_overrides
-from sam3dist.engine.checkpoint import json_safe
+from sam3dist.engine.checkpoint import json_safe, read_state
 from sam3dist.engine.loggers import History
 from sam3dist.engine.optim import make_optimizer
 from sam3dist.errors import NonFiniteError
@@ -32,7 +31,7 @@ from sam3dist.strategies.processes import any_rank, counts_of_all_ranks, share_w
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import PromptBatch
 from tests.conftest import random_batch
-from tests.sam3dist.runs import Published, pupil_of, run, settings, simple_loss
+from tests.sam3dist.runs import pupil_of, run, settings, simple_loss
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"kind": "ddp"},
@@ -40,6 +39,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "deepspeed-1": {"kind": "deepspeed", "zero_stage": 1},
     "deepspeed-2": {"kind": "deepspeed", "zero_stage": 2},
     "deepspeed-3": {"kind": "deepspeed", "zero_stage": 3},
+}
+OFFLOADED: dict[str, dict[str, Any]] = {
+    "fsdp": {"kind": "fsdp", "offload": True},
+    "deepspeed-1": {"kind": "deepspeed", "zero_stage": 1, "offload": "optimizer"},
+    "deepspeed-2": {"kind": "deepspeed", "zero_stage": 2, "offload": "optimizer"},
+    "deepspeed-3": {"kind": "deepspeed", "zero_stage": 3, "offload": "optimizer"},
+    "deepspeed-3-all": {"kind": "deepspeed", "zero_stage": 3, "offload": "all"},
 }
 STEPS, STOP = 4, 2
 BROKEN = "student.net.detr_encoder.layers.1.mlp.fc1"
@@ -96,29 +102,19 @@ def scenario(rank: int, teacher: Any, strategy: dict[str, Any], out: Path) -> di
         config, teacher, out / "shared", batches=share(rank, 2), loggers=[History(out / f"rank-{rank}")], **common
     )
 
-    # Told to stop on rank 1 only; each rank saves into a directory of its own, as Ray has them do.
+    # Told to stop on rank 1 only.
     asked = count(1)
-    told = Published()
-    own = out / f"own-{rank}"
-    run(
+    stopped, _ = run(
         config,
         teacher,
-        own,
+        out / "stopped",
         batches=share(rank, 2),
         told_to_stop=lambda: rank == 1 and next(asked) >= STOP,
-        publish=told,
         **common,
     )
-    (_, written) = told[-1]
-    assert written is not None
-    merged = out / "merged"
-    for source in range(2):
-        dist.barrier()
-        if source == rank:
-            shutil.copytree(written, merged, dirs_exist_ok=True)
-    dist.barrier()
+    written = Path(str(stopped.checkpoint))
     resumed, pupil = run(
-        config, teacher, out / "resumed", batches=share(rank, 2, start=2 * STOP), resume=merged, **common
+        config, teacher, out / "resumed", batches=share(rank, 2, start=2 * STOP), resume=written, **common
     )
     del pupil
 
@@ -129,6 +125,7 @@ def scenario(rank: int, teacher: Any, strategy: dict[str, Any], out: Path) -> di
         "shared": shared(rank),
         "counts": counts_of_all_ranks({"both": 1 + rank, f"only {rank}": 5}),
         "non_finite": failure(rank, config, teacher, out),
+        "left_out": left_out(rank, config, teacher, out),
         "overflowed": overflowed(rank, config, teacher),
         "uneven": uneven(rank, config_of(strategy, accumulate=1), teacher, out),
         "features_alone": features_alone(rank, config_of(strategy, accumulate=2, alpha=0.0, beta=0.0), teacher, out),
@@ -145,7 +142,8 @@ def shared(rank: int) -> list[float]:
 
 
 def failure(rank: int, config: DistillConfig, teacher: Any, out: Path) -> str:
-    """What both ranks say when a module of rank 1 gives NaN."""
+    """What both ranks say when a module of rank 1 gives NaN, and no update may be left out."""
+    config = with_overrides(config, {"optim.max_skipped_steps": 0})
     pupil = pupil_of(teacher, config)
     if rank == 1:
         pupil.get_submodule(BROKEN).register_forward_hook(lambda _module, _inputs, output: output * torch.nan)
@@ -154,6 +152,25 @@ def failure(rank: int, config: DistillConfig, teacher: Any, out: Path) -> str:
     except NonFiniteError as error:
         return str(error)
     return "no error"
+
+
+def left_out(rank: int, config: DistillConfig, teacher: Any, out: Path) -> tuple[int, int]:
+    """Steps, and updates left out, of a run in which a module of rank 1 gives NaN in the second step alone."""
+    pupil = pupil_of(teacher, config)
+    seen = {"steps": 0}
+
+    def drawn() -> Iterator[PromptBatch]:
+        for number, batch in enumerate(share(rank, 2)):
+            seen["steps"] = number // config.optim.accumulate + 1
+            yield batch
+
+    if rank == 1:
+        part = pupil.get_submodule(BROKEN)
+        part.register_forward_hook(lambda _module, _inputs, output: output * torch.nan if seen["steps"] == 2 else None)
+    report, _ = run(
+        config, teacher, out / "left out", batches=drawn(), pupil=pupil, evaluate=lambda _: {"miou_all": 0.0}
+    )
+    return report.step, read_state(Path(str(report.checkpoint))).skipped
 
 
 def overflowed(rank: int, config: DistillConfig, teacher: Any) -> list[bool]:
