@@ -252,6 +252,9 @@ class FsdpConfig(_Strategy):
     """How the workers share the student."""
     reshard_after_forward: bool = True
     """Give gathered weights back after the forward pass: less memory, but they are gathered twice."""
+    offload: bool = False
+    """Keep shards of parameters, gradients and optimizer state in the memory of the CPU, which updates them; layers are
+    copied to the GPU when their turn comes."""
 
 
 class DeepSpeedConfig(_Strategy):
@@ -261,6 +264,18 @@ class DeepSpeedConfig(_Strategy):
     """How the workers share the student."""
     zero_stage: Literal[1, 2, 3] = 2
     """1 shards the optimizer's state, 2 the gradients too, 3 the weights as well."""
+    offload: Literal["optimizer", "all"] | None = None
+    """What lies in the memory of the CPU: nothing (none); optimizer: its state, and the weights that it updates, with
+    torch's AdamW, so that nothing is compiled; all: the shards of the network's own weights, too (zero_stage=3)."""
+
+    @model_validator(mode="after")
+    def _only_shards_can_wait_elsewhere(self) -> DeepSpeedConfig:
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"strategy.offload=all: zero_stage={self.zero_stage} keeps the weights whole on every worker; set "
+                "strategy.zero_stage=3, or strategy.offload=optimizer."
+            )
+        return self
 
 
 StrategyConfig = Annotated[DdpConfig | FsdpConfig | DeepSpeedConfig, Field(discriminator="kind")]

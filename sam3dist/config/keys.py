@@ -42,15 +42,13 @@ def fields(model: Model, content: Mapping[str, Any] | None = None, prefix: str =
 
 
 def kind_that_knows(model: Model, key: str) -> str | None:
-    """The setting, as "strategy.kind=fsdp", under which a key exists that the chosen kind does not have."""
+    """The setting, as "strategy.kind=fsdp", under which a key exists that the chosen kind does not have; or several."""
     head, _, rest = key.partition(".")
     field = model.model_fields.get(head)
     if field is None or not rest:
         return None
-    for kind, arm in kinds(field.annotation).items():
-        if rest in arm.model_fields:
-            return f"{head}.kind={kind}"
-    return None
+    knowing = [kind for kind, arm in kinds(field.annotation).items() if rest in arm.model_fields]
+    return f"{head}.kind={' or '.join(knowing)}" if knowing else None
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

@@ -22,7 +22,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
     A str is read as YAML, as it comes from a command line, but taken as it is for a field of text, such as a path; a
     mapping sets several keys of a section. When a `kind` changes, fields that only the old kind knows disappear and
-    those of the new one take their defaults.
+    those of the new one take their defaults, also where both know the name, but with other values.
     ConfigError names the key, its value and what is allowed; for a misspelt key the nearest real one.
     """
     return build(type(config), config.model_dump(), overrides)
@@ -90,7 +90,13 @@ def _change_kind(node: dict[str, Any], by_kind: dict[str, type[BaseModel]], key:
         near = keys.nearest(str(kind), by_kind)
         guess = f"; did you mean {near}?" if near else "."
         raise ConfigError(f"{key}={kind}: must be one of {', '.join(by_kind)}{guess}")
-    kept = {name: value for name, value in node.items() if name in chosen.model_fields}
+    known = by_kind[node["kind"]].model_fields if node.get("kind") in by_kind else {}
+    kept = {
+        name: value
+        for name, value in node.items()
+        if name in chosen.model_fields
+        and (name not in known or known[name].annotation == chosen.model_fields[name].annotation)
+    }
     node.clear()
     node.update(kept, kind=kind)
 

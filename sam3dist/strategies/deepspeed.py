@@ -27,7 +27,13 @@ WHOLE_BELOW = 10_000
 
 
 class DeepSpeedStrategy:
-    """See protocol.Strategy."""
+    """See protocol.Strategy.
+
+    Offloaded, the optimizer's state and its own float32 weights lie in the CPU's memory, where torch's AdamW updates
+    them: gradients travel there and weights back at every step. DeepSpeedCPUAdam would be faster at that, but is
+    compiled on first use. With offload=all the shards of ZeRO-3's network lie there as well, and those of a layer
+    travel to the GPU when it is its turn.
+    """
 
     def __init__(self, config: DistillConfig, device: torch.device) -> None:
         join_group(device)
@@ -35,6 +41,7 @@ class DeepSpeedStrategy:
         self.rank, self.world_size = rank_and_size()
         own: Any = config.strategy  # a DeepSpeedConfig, or a namespace like it
         self.stage: int = own.zero_stage
+        self.offload: str | None = own.offload
         self.accumulate = config.optim.accumulate
         self.max_norm = config.optim.clip_grad_norm
         self.images_per_batch = config.data.images_per_batch
@@ -62,12 +69,18 @@ class DeepSpeedStrategy:
         zero: dict[str, Any] = {"stage": self.stage, "overlap_comm": self.device.type == "cuda"}
         if self.stage == 3:
             zero["stage3_param_persistence_threshold"] = WHOLE_BELOW
+        in_memory = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        if self.offload is not None:
+            zero["offload_optimizer"] = in_memory
+        if self.offload == "all":
+            zero["offload_param"] = in_memory
         settings = {
             "train_micro_batch_size_per_gpu": self.images_per_batch,
             "gradient_accumulation_steps": self.accumulate,
             "gradient_clipping": self.max_norm,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # it would be compiled; torch's AdamW updates on the CPU, too
         }
         if self.dtype is torch.bfloat16:
             # Not DeepSpeed's "bf16", which keeps no float32 weights for what autocast computes in float32.

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -37,6 +37,7 @@ class FsdpStrategy:
         self.accumulate = config.optim.accumulate
         own: Any = config.strategy  # an FsdpConfig, or a namespace like it
         self.reshard_after_forward: bool = own.reshard_after_forward
+        self.offload: bool = own.offload
         self.dtype = resolve_precision(config.strategy.precision, device)
         self.precision = name_of(self.dtype)
         self.scale = LossScale(self.dtype, device)
@@ -51,17 +52,20 @@ class FsdpStrategy:
             for tensor in (*pupil.parameters(), *pupil.buffers()):
                 dist.broadcast(tensor, src=0)  # each rank keeps a shard of its own copy
         mesh = init_device_mesh(self.device.type, (self.world_size,))
-        # The layers, nearly all of the weights, travel as bf16 to a GPU. Inside, autocast decides about precision as it
-        # does under DDP; that of CPUs cannot normalise float32 activations with bf16 weights.
+        # The layers, nearly all of the weights, travel in half precision to a GPU. Inside, autocast decides about
+        # precision as it does under DDP; that of CPUs cannot normalise float32 activations with bf16 weights.
         policy = MixedPrecisionPolicy(
             param_dtype=self.dtype if self.device.type == "cuda" else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
+        pinned = self.device.type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self.offload else OffloadPolicy()
+        reshard = self.reshard_after_forward
         for part in pupil.student.modules():
             if isinstance(part, SHARDABLE):
-                fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=self.reshard_after_forward)
-        self.root = fully_shard(pupil, mesh=mesh)
+                fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=offload)
+        self.root = fully_shard(pupil, mesh=mesh, offload_policy=offload)
         self.pupil = pupil
         self.parameters = dict(pupil.named_parameters())  # the shards; after a forward call the names stand for wholes
         share_statistics(pupil)
@@ -97,7 +101,8 @@ class FsdpStrategy:
         state: dict[str, Tensor] = {}
         for name, value in self.pupil.state_dict().items():
             if name.startswith(start):
-                whole = value.to(self.device).full_tensor() if isinstance(value, DTensor) else value
+                moved: Any = value.to(self.device)
+                whole = moved.full_tensor() if isinstance(moved, DTensor) else moved
                 if self.rank == 0:
                     state[name.removeprefix(start)] = whole.detach().to("cpu", copy=True)
         return state if self.rank == 0 else None

@@ -51,11 +51,13 @@ def same_answers_as_on_the_cpu() -> dict[str, float]:
     return {"fp32_mask_logit_error": float(error), "bf16_mask_agreement": float(agree)}
 
 
-def distilling_works(kind: str) -> dict[str, float]:
-    """A student of the embedded teacher after 300 steps in bf16, before and after."""
+def distilling_works(kind: str, precision: str = "bf16", offload: bool = False) -> dict[str, float]:
+    """A student of the embedded teacher after 300 steps, before and after."""
     config = plain(HERE / "config.yaml")
     config.strategy.kind = kind
+    config.strategy.precision = precision
     config.strategy.reshard_after_forward = True
+    config.strategy.offload = offload
     teacher = load_teacher("embedded", "cuda", "auto")
     student = build_student(config.student, teacher, 0, LOOKED_AT)
     held_out = [scene_batch([(3, 1, 8 * start + k) for k in range(8)], None) for start in range(8)]
@@ -172,6 +174,8 @@ def main() -> None:
         "stored": stored_answers_come_back,
         "ddp": lambda: distilling_works("ddp"),
         "fsdp": lambda: distilling_works("fsdp"),
+        "ddp_fp16": lambda: distilling_works("ddp", "fp16"),
+        "fsdp_fp16_offload": lambda: distilling_works("fsdp", "fp16", offload=True),
         "full_size": full_size_network,
     }
     report: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}

@@ -153,6 +153,21 @@ def test_a_field_of_another_kind_says_which_kind_knows_it():
     assert "only known with strategy.kind=deepspeed" in refusal(strategy__zero_stage="3")
     assert "only known with strategy.kind=fsdp" in refusal(strategy__reshard_after_forward="true")
     assert "only known with" in refusal(strategy__kind="ddp", strategy__zero_stage="3")
+    assert "only known with strategy.kind=fsdp or deepspeed; " in refusal(strategy__offload="true")
+
+
+def test_a_name_that_means_something_else_in_the_new_kind_starts_anew():
+    fsdp = with_overrides(DistillConfig(), {"strategy.kind": "fsdp", "strategy.offload": "true"})
+    assert with_overrides(fsdp, {"strategy.kind": "deepspeed"}).strategy == DeepSpeedConfig()
+    assert with_overrides(fsdp, {"strategy.kind": "fsdp"}).strategy == FsdpConfig(offload=True)
+
+
+def test_only_zero_3_offloads_all():
+    refused = refusal(strategy__kind="deepspeed", strategy__offload="all")
+    assert refused.startswith("strategy.offload=all: zero_stage=2 keeps the weights whole on every worker; set ")
+    allowed = {"strategy.kind": "deepspeed", "strategy.offload": "all", "strategy.zero_stage": "3"}
+    assert with_overrides(DistillConfig(), allowed).strategy == DeepSpeedConfig(zero_stage=3, offload="all")
+    assert with_overrides(DistillConfig(), allowed | {"strategy.offload": "none"}).strategy.offload is None
 
 
 def test_an_unknown_kind_is_told_the_nearest():

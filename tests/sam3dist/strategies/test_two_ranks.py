@@ -1,10 +1,6 @@
 """Two real processes against one on the same data: same losses, same weights, same checkpoints."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +11,10 @@ from sam3dist.engine.loggers import History, read_history
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.segmenter import Segmenter
 from tests.sam3dist.runs import assert_same_weights, pupil_of, run
+from tests.sam3dist.strategies.launch import start
 from tests.sam3dist.strategies.two_ranks import BROKEN, STEPS, STOP, STRATEGIES, config_of, share, validate
 
-pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[3]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # two minutes, if two cores are free
 ONE_PROCESS = config_of({"kind": "ddp"}, accumulate=4)  # two ranks accumulate two batches each
 
 
@@ -26,29 +22,7 @@ ONE_PROCESS = config_of({"kind": "ddp"}, accumulate=4)  # two ranks accumulate t
 def two_ranks(tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of one run of two_ranks.py, which takes all strategies through the same scenario."""
     out = tmp_path_factory.mktemp("two_ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(2):
-        log = (out / f"rank-{rank}.log").open("w")
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.sam3dist.strategies.two_ranks", str(tiny_teacher_dir), str(out)],
-                cwd=ROOT,
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        )
-    try:
-        codes = [process.wait(timeout=400) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = "\n".join((out / f"rank-{rank}.log").read_text()[-3000:] for rank in range(2))
-    assert codes == [0, 0], logs
+    start(2, "tests.sam3dist.strategies.two_ranks", tiny_teacher_dir, out, logs=out).wait(900)
     return out
 
 

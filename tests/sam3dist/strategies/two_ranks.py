@@ -41,6 +41,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "deepspeed-2": {"kind": "deepspeed", "zero_stage": 2},
     "deepspeed-3": {"kind": "deepspeed", "zero_stage": 3},
 }
+OFFLOADED: dict[str, dict[str, Any]] = {
+    "fsdp": {"kind": "fsdp", "offload": True},
+    "deepspeed-1": {"kind": "deepspeed", "zero_stage": 1, "offload": "optimizer"},
+    "deepspeed-2": {"kind": "deepspeed", "zero_stage": 2, "offload": "optimizer"},
+    "deepspeed-3": {"kind": "deepspeed", "zero_stage": 3, "offload": "optimizer"},
+    "deepspeed-3-all": {"kind": "deepspeed", "zero_stage": 3, "offload": "all"},
+}
 STEPS, STOP = 4, 2
 BROKEN = "student.net.detr_encoder.layers.1.mlp.fc1"
 VALIDATION = 3  # batches
