@@ -24,6 +24,7 @@ from sam3dist.config.load import load_preset, with_overrides
 from sam3dist.data.batches import calibration_batches, endless, evaluation_batches
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import Shards, open_shards
+from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loop import train
 from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Pupil
@@ -61,8 +62,8 @@ def quality(config: DistillConfig, learn: Shards, test: Shards) -> tuple[float, 
             strategy=make_strategy(config),
             batches=endless(learn.row_groups, config.data, side, seed=config.run.seed),
             evaluate=measure,
-            publish=lambda report, checkpoint: None,
-            directory=Path(directory),
+            publish=lambda report: None,
+            folder=CheckpointFolder(directory),
         )
     if report.step < config.optim.steps:  # SIGTERM ends a run in order
         raise SystemExit(f"stopped at step {report.step} of {config.optim.steps}")

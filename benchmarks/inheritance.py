@@ -26,6 +26,7 @@ from sam3dist.config.load import load_preset, with_overrides
 from sam3dist.data.batches import calibration_batches, endless, evaluation_batches
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import Shards, open_shards
+from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loop import train
 from sam3dist.evaluate import evaluate
 from sam3dist.losses import distillation_loss
@@ -81,8 +82,8 @@ def curve(config: DistillConfig, learn: Shards, test: Shards) -> tuple[Curve, fl
                 learn.row_groups, config.data, max(student.image_size, teacher.image_size), seed=config.run.seed
             ),
             evaluate=measure,
-            publish=lambda report, checkpoint: None,
-            directory=Path(directory),
+            publish=lambda report: None,
+            folder=CheckpointFolder(directory),
         )
     if report.step < config.optim.steps:  # SIGTERM ends a run in order
         raise SystemExit(f"stopped at step {report.step} of {config.optim.steps}")

@@ -148,6 +148,7 @@ def bare(config: DistillConfig, run_dir: Path) -> None:
 
     from sam3dist.data.batches import calibration_batches, endless, evaluation_batches
     from sam3dist.data.shards import open_shards
+    from sam3dist.engine.folder import CheckpointFolder
     from sam3dist.engine.loggers import make_loggers
     from sam3dist.engine.loop import train
     from sam3dist.evaluate import evaluate
@@ -173,8 +174,8 @@ def bare(config: DistillConfig, run_dir: Path) -> None:
         evaluate=lambda module: evaluate(
             module, evaluation_batches(test, config.data, student.image_size), config.eval.threshold, device="cpu"
         ),
-        publish=lambda report, checkpoint: None,
-        directory=run_dir / "checkpoints",
+        publish=lambda report: None,
+        folder=CheckpointFolder(run_dir / "checkpoints"),
         loggers=make_loggers(config, run_dir),
     )
     assert "ray" not in sys.modules

@@ -15,6 +15,7 @@ from transformers import Sam3Config, Sam3Model
 from sam3dist.answers import MASK_CODES, decoded, imitable, mask_logits
 from sam3dist.config.plain import plain
 from sam3dist.data.samples.live import SceneBatches, scene_batch
+from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loop import train
 from sam3dist.evaluate import evaluate
 from sam3dist.losses import distillation_loss
@@ -73,8 +74,8 @@ def distilling_works(kind: str, precision: str = "bf16", offload: bool = False) 
             strategy=make_strategy(config, torch.device("cuda")),
             batches=_scenes(),
             evaluate=measure,
-            publish=lambda report, checkpoint: None,
-            directory=Path(directory),
+            publish=lambda report: None,
+            folder=CheckpointFolder(directory),
         )
     before, after = report.before["miou_positive"], report.metrics["miou_positive"]
     assert after > before + 0.05, f"{kind}: mIoU went from {before:.3f} to {after:.3f}"
