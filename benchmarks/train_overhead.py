@@ -8,9 +8,9 @@ loop around `sam3dist.engine.loop.train`, without importing ray. Both live at th
 its processes (SIGSTOP) while the other makes a block of steps, since other work on the machine changes the pace from
 minute to minute. A block's time is that until history.jsonl has its line; its losses must be the same in both.
 Ratios are medians over pairs of neighbouring blocks: of the wall time; of that without the time in which the thread
-that trains had to wait for a CPU, which on a busy machine is most of the noise; and of the CPU time of its process. What
-Ray's other processes compute meanwhile is told beside it, for machines without a core to spare. Prints a table and, last,
-one JSON object.
+that trains had to wait for a CPU, which on a busy machine is most of the noise; and of the CPU time of its process.
+What Ray's other processes compute meanwhile is told beside it, for machines without a core to spare. Prints a table
+and, last, one JSON object.
 """
 
 from __future__ import annotations
