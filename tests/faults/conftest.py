@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.conftest import scenes, tiny_settings  # noqa: F401
 from tests.faults.job import Job, table
-from tests.faults.nodes import Nodes, nodes
+from tests.faults.nodes import Nodes, end, nodes
 
 STEPS, EVERY = 160, 20
 """Steps of a run, and between its checkpoints."""
@@ -63,15 +63,21 @@ def settings(tiny_settings: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
 
 
 @pytest.fixture
-def job(two_nodes: Nodes, settings: dict[str, Any], tmp_path: Path) -> Callable[..., Job]:
+def job(two_nodes: Nodes, settings: dict[str, Any], tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Starts a run; its arguments are settings and, with capital letters, variables of the driver's environment."""
+    runs: list[Job] = []
 
     def start(changes: dict[str, Any] | None = None, **variables: str) -> Job:
         started = Job(two_nodes, tmp_path / "run", {**settings, **(changes or {})}, variables)
         started.start()
+        runs.append(started)
         return started
 
-    return start
+    yield start
+    for each in runs:  # one whose test has failed
+        if each.process is not None and each.process.poll() is None:
+            end(each.process)
+            each.process.wait(20)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from tests.cluster.conftest import as_words
 from tests.faults.nodes import Nodes, until
 
 GONE_ON = re.compile(r"goes on from \S*step-(\d+)")
-PATIENCE_S = 420.0
+PATIENCE_S = 600.0
 
 
 @dataclass
