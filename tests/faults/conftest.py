@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.conftest import scenes, tiny_settings  # noqa: F401
 from tests.faults.job import Job, table
-from tests.faults.nodes import Nodes, end, nodes
+from tests.faults.nodes import ROOT, Nodes, end, nodes
 
 STEPS, EVERY = 160, 20
 """Steps of a run, and between its checkpoints."""
@@ -38,6 +38,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def two_nodes(cluster: Nodes) -> Nodes:
     """The cluster with its two machines there and idle; those that a test has lost are replaced."""
     for number, node in sorted(cluster.nodes.items()):
+        if ROOT:
+            node.heal()
         running = node.process is not None and node.process.poll() is None
         if number <= 2 and not running:
             cluster.start(number)
