@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -54,6 +55,7 @@ def main() -> None:
     if options.arm:
         {"ray": through_ray, "bare": bare}[options.arm[0]](composed(options), Path(options.arm[1]))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else both arms stay behind, one of them frozen
     start: dict[str, list[float]] = {"ray": [], "bare": []}
     pairs: list[tuple[Block, Block]] = []
     each: list[float] = []
