@@ -90,7 +90,7 @@ def _train(settings: dict[str, Any], run_dir: Path, scratch: Path) -> Report:
         asked = in_precision(teacher, config.teacher.precision)
     del base  # who learns from labels alone, or from stored answers, needs its memory
     pupil = _pupil(student, config)
-    side = max(student.image_size, *(each.image_size for each in (asked, elsewhere) if each))
+    side = max([student.image_size, *(each.image_size for each in (asked, elsewhere) if each)])
     strategy = make_strategy(config, device)
     val = open_shards(_named(config.data.val))
 

@@ -221,7 +221,7 @@ def test_of_a_training_run_the_student_alone_is_taken(tiny_teacher, tmp_path, of
     report, out = converted(tmp_path / "run" if of == "run" else checkpoint, tmp_path / "out")
     assert_holds(out, pupil.student)
     left_out = {item["name"]: item["bytes"] for item in report["left_out"]}
-    assert left_out.keys() == {"config.yaml", "state.json", "training"}
+    assert left_out.keys() == {"config.yaml", "state.json", "files.json", "training"}
     assert left_out["training"] == sum(file.stat().st_size for file in (checkpoint / "training").rglob("*"))
     # The report beside the network is no part of it, and does not lead elsewhere.
     before = fingerprint(out)
