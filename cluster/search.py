@@ -71,7 +71,7 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
     refuse = Refusal(base, teacher, search.max_params_millions)
     require_some_shape(search, refuse)
     answers = stored_answers(base, weighs_features(search, base))
-    with session(base.run):
+    with session(base.run, elastic=base.strategy.min_workers is not None):
         preflight.check_state_api()
         wanted = min(search.max_concurrent or search.trials, search.trials)
         at_once = preflight.room_for_trials(

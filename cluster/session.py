@@ -43,14 +43,14 @@ class Session:
 
 
 @contextmanager
-def session(run: RunConfig) -> Iterator[Session]:
+def session(run: RunConfig, elastic: bool = False) -> Iterator[Session]:
     """The connected cluster; left, or shut down if it was started here, on the way out.
 
     Inside `ray job submit` it is the job's cluster, whatever `run.address` says; else the one of `run.address`, of
     RAY_ADDRESS, or, with neither, a private one on this machine with `run.num_cpus` logical CPUs, which may exceed
     the machine's. A private one asks for a token and keeps its logs only if the job fails, and prints where; a
     cluster that asks for one is joined with RAY_AUTH_MODE=token. A process that is connected already, such as a
-    worker, stays so.
+    worker, stays so. elastic: its runs may begin with fewer workers than they ask for, and wait less for all.
     """
     if ray.is_initialized():
         yield Session(ray.get_runtime_context().gcs_address, started_here=False)
@@ -58,14 +58,15 @@ def session(run: RunConfig) -> Iterator[Session]:
     named, address = "run.address", run.address
     if JOB_CONFIG in os.environ or not address:
         named, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
-    with _joined(named, address) if address and address != "local" else _started(run.num_cpus) as connected:
+    variables = job_variables(elastic)
+    joins = address and address != "local"
+    with _joined(named, str(address), variables) if joins else _started(run.num_cpus, variables) as connected:
         yield connected
 
 
 @contextmanager
-def _joined(named: str, address: str) -> Iterator[Session]:
+def _joined(named: str, address: str, variables: dict[str, str]) -> Iterator[Session]:
     _require_answer(named, address)
-    variables = job_variables()
     if HOST_AND_PORT.fullmatch(address):
         variables["RAY_ADDRESS"] = address  # see _started
     with environment(variables):
@@ -107,7 +108,7 @@ def _no_answer(named: str, address: str, error: BaseException) -> ResourceError:
 
 
 @contextmanager
-def _started(num_cpus: float | None) -> Iterator[Session]:
+def _started(num_cpus: float | None, variables: dict[str, str]) -> Iterator[Session]:
     # Short, because Ray puts unix sockets below it, whose paths may have 107 bytes only.
     temp_dir = Path(tempfile.mkdtemp(prefix="s3d-", dir="/tmp"))
     port = _free_port()
@@ -120,7 +121,7 @@ def _started(num_cpus: float | None) -> Iterator[Session]:
     }
     _have_token()
     failed = False
-    with environment(job_variables() | inherited):
+    with environment(variables | inherited):
         try:
             ray.init(
                 address="local",
@@ -165,14 +166,15 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def job_variables() -> dict[str, str]:
+def job_variables(elastic: bool = False) -> dict[str, str]:
     """What every process of a job finds in its environment; a person's own settings win."""
     variables = {
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_DATA_LOG_LEVEL": "ERROR",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line of a worker twice
-        # Nodes that scale from zero and machines under load need longer than Ray's 60 seconds.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+        # Nodes that scale from zero and machines under load need longer than Ray's 60 seconds. An elastic run whose node
+        # has just died waits so long for as many workers as before, and goes on with fewer only then.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60" if elastic else "300",
         "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new tables come even when they are turned off
         # The loggers of Tune would write what is in history.jsonl and report.json already.
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

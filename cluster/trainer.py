@@ -65,7 +65,7 @@ def run_training(config: DistillConfig, run_dir: Path | None = None) -> dict[str
     config = located(config, run_dir.resolve())
     require_resumable(config, run_dir.resolve())  # `fit` asks as well, but by then a cluster is up
     answers = stored_answers(config)
-    with session(config.run):
+    with session(config.run, elastic=config.strategy.min_workers is not None):
         check_resources(config.strategy, config.teacher.workers, wait_s=config.run.wait_for_nodes_s)
         with teachers(config) as started:
             return fit(config, run_dir.resolve(), answers, started)
@@ -285,7 +285,8 @@ def scaling(strategy: StrategyConfig) -> ScalingConfig:
 
 def failures(strategy: StrategyConfig) -> FailureConfig:
     """How often Ray Train tries again: with workers that were lost, and with ones that did not start."""
-    return FailureConfig(max_failures=strategy.max_failures, controller_failure_limit=MOST_START_FAILURES)
+    most = MOST_START_FAILURES if strategy.min_workers is None else 5 * MOST_START_FAILURES  # each is but a minute
+    return FailureConfig(max_failures=strategy.max_failures, controller_failure_limit=most)
 
 
 def threads(strategy: StrategyConfig) -> str:
