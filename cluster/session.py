@@ -172,8 +172,8 @@ def job_variables(elastic: bool = False) -> dict[str, str]:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_DATA_LOG_LEVEL": "ERROR",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line of a worker twice
-        # Nodes that scale from zero and machines under load need longer than Ray's 60 seconds. An elastic run whose node
-        # has just died waits so long for as many workers as before, and goes on with fewer only then.
+        # Nodes that scale from zero and machines under load need longer than Ray's 60 seconds. An elastic run whose
+        # node has just died waits so long for as many workers as before, and goes on with fewer only then.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60" if elastic else "300",
         "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new tables come even when they are turned off
         # The loggers of Tune would write what is in history.jsonl and report.json already.
