@@ -145,7 +145,7 @@ class Nodes:
             )
 
     def ask(self, question: str) -> str:
-        """What a Python program of these lines prints that is connected to the cluster."""
+        """What a Python program of these lines prints that is connected to the cluster, or why it could not."""
         program = f"import ray\nray.init(address='{self.address}', logging_level='ERROR')\n{question}"
         found = subprocess.run(
             self.head.command([sys.executable, "-c", program]),
@@ -156,8 +156,7 @@ class Nodes:
             timeout=120,
             check=False,
         )
-        assert found.returncode == 0, found.stderr[-3000:]
-        return found.stdout.strip()
+        return found.stdout.strip() if found.returncode == 0 else f"no answer: {found.stderr[-3000:]}"
 
     def wait_for_cpus(self, cpus: float, seconds: float = 150) -> None:
         """Return once so many CPUs are free, and no more placement groups are held."""
