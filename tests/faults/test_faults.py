@@ -6,7 +6,6 @@ nothing behind on the cluster.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sam3dist.data.samples.write import scene_shards
 from sam3dist.engine.checkpoint import read_state
 from tests.faults.conftest import EVERY, STEPS, Note
 from tests.faults.job import Job, student_of
@@ -255,14 +255,14 @@ for attempt in range(60):
     assert_nothing_left(two_nodes)
 
 
-def test_a_shard_is_damaged(job: Start, two_nodes: Nodes, settings: dict[str, Any], note: Note, tmp_path: Path):
-    shutil.copytree(settings["data.train"], tmp_path / "train")
-    shard = sorted((tmp_path / "train").rglob("*.parquet"))[0]
+def test_a_shard_is_damaged(job: Start, two_nodes: Nodes, note: Note, tmp_path: Path):
+    train = scene_shards(tmp_path, 96, seed=5, side=112)  # of several row groups, of which one will be unreadable
+    shard = sorted(train.rglob("*.parquet"))[0]
     content = bytearray(shard.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 64] = bytes(64)
     shard.write_bytes(content)
-    run = job({"data.train": tmp_path / "train", "data.max_rejected_share": 1.0, "optim.steps": 40})
+    run = job({"data.train": train, "data.max_rejected_share": 1.0, "optim.steps": 40})
     report = run.finish()
     assert report["complete"]
     assert sum(report["rejected"].values()) > 0
