@@ -27,7 +27,10 @@ Note = Callable[..., None]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head and two machines with a CPU each."""
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
-    with nodes(tmp_path_factory.mktemp("nodes"), **keys) as running:
+    root = tmp_path_factory.mktemp("nodes")
+    here = Path(__file__).parent
+    spoilt = {"PYTHONPATH": f"{here / 'spoilt'}:{here.parents[1]}", "SPOIL": str(root / "spoil")}
+    with nodes(root, **keys, **spoilt) as running:
         for number in range(3):
             running.start(number)
         running.wait_for_cpus(2)

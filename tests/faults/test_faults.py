@@ -275,8 +275,11 @@ def test_a_shard_is_damaged(job: Start, two_nodes: Nodes, note: Note, tmp_path: 
 
 
 def test_a_batch_gives_nan(job: Start, two_nodes: Nodes, note: Note):
-    run = job(PYTHONPATH=f"{Path(__file__).parent / 'spoilt'}:{Path(__file__).parents[2]}", SPOIL_STEP=str(FAULT_AT))
+    spoil = Path(two_nodes.variables["SPOIL"])
+    spoil.write_text(str(FAULT_AT))
+    run = job()
     report = run.finish()
+    spoil.unlink()
     assert report["complete"]
     assert report["skipped"] == 1, run.end_of_log()
     assert "update left out: Step 50: " in run.said()

@@ -1,4 +1,4 @@
-"""In every Python of a run that is to meet a NaN: at SPOIL_STEP, rank 1's student answers with NaN.
+"""In every Python of the cluster: at the step in the file SPOIL, while it is there, rank 1's student answers NaN.
 
 Python imports a module of this name before anything else; the run's own code stays as it is.
 """
@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +37,8 @@ def spoil(loop: Any) -> None:
 
     def step(run: Any) -> None:
         hooks = []
-        if run.state.step + 1 == int(os.environ["SPOIL_STEP"]) and run.strategy.rank == 1:
+        wanted = Path(os.environ["SPOIL"])
+        if run.strategy.rank == 1 and wanted.is_file() and run.state.step + 1 == int(wanted.read_text()):
             layer = run.pupil.student.net.detr_encoder.layers[0]
             hooks = [layer.register_forward_hook(lambda module, inputs, output: output * float("nan"))]
         plain(run)
@@ -46,5 +48,5 @@ def spoil(loop: Any) -> None:
     loop._Run.step = step
 
 
-if "SPOIL_STEP" in os.environ:
+if "SPOIL" in os.environ:
     sys.meta_path.insert(0, Spoiler())
