@@ -78,7 +78,7 @@ class CheckpointFolder:
         sums = {}
         for file in files:
             relative = file.relative_to(directory).as_posix()
-            sums[relative] = _sum_of(fs.LocalFileSystem(), str(file))
+            sums[relative] = _sum_of(file)
             if self.remote:
                 target = f"{self.root}/{name}/{relative}"
                 fs.copy_files(str(file), target, fs.LocalFileSystem(), self.filesystem, chunk_size=BLOCK)
@@ -87,7 +87,7 @@ class CheckpointFolder:
                     raise OSError(f"{target}: {found} bytes arrived of {sums[relative][0]}")
             else:
                 _flush(file)
-        self._write(f"{self._open_name(name)}/{_part(part)}", json.dumps(sums).encode())
+        self.put(f"{self._open_name(name)}/{_part(part)}", json.dumps(sums).encode())
 
     def publish(self, entry: Entry, parts: int, keep: int) -> None:
         """Enter a checkpoint of so many parts into the manifest; of those before, the `keep` newest and the best stay.
@@ -104,7 +104,7 @@ class CheckpointFolder:
                     f"{self.location}: worker {part} has written its part of {entry.name} elsewhere; name a "
                     "checkpoint.storage_path that all nodes share, such as s3://BUCKET/RUNS."
                 ) from None
-        self._write(f"{opened}/{FILES}", json.dumps(files).encode())
+        self.put(f"{opened}/{FILES}", json.dumps(files).encode())
         for part in range(parts):
             self.filesystem.delete_file(f"{self.root}/{opened}/{_part(part)}")
         if not self.remote:
@@ -159,8 +159,18 @@ class CheckpointFolder:
         return directory
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a file beside the checkpoints, all of it or nothing."""
-        self._write(name, content)
+        """Write a small file, all of it or nothing: an object appears when it is complete, a file by renaming."""
+        if self.remote:
+            with self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:
+                stream.write(content)
+            return
+        path = Path(self.root) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(content)
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
 
     def get(self, name: str) -> bytes | None:
         """A file beside the checkpoints, or None where there is none."""
@@ -187,7 +197,7 @@ class CheckpointFolder:
             "best": best and best.name,
             "checkpoints": [asdict(entry) for entry in entries],
         }
-        self._write(MANIFEST, json.dumps(content, indent=1).encode())
+        self.put(MANIFEST, json.dumps(content, indent=1).encode())
 
     def _clear(self, kept: set[str]) -> None:
         """Delete what is not named any more, or never was. What cannot be deleted now is tried again next time."""
@@ -206,20 +216,6 @@ class CheckpointFolder:
     def _read(self, name: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
             return bytes(stream.read())
-
-    def _write(self, name: str, content: bytes) -> None:
-        """All of it or nothing: an object appears when it is complete, a file by renaming."""
-        if self.remote:
-            with self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:
-                stream.write(content)
-            return
-        path = Path(self.root) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
-        _flush(partial)
-        os.replace(partial, path)
-        _flush(path.parent)
 
 
 def below(location: str, *names: str) -> str:
@@ -272,7 +268,7 @@ def require_sums(directory: Path, wanted: Sequence[str] | None = None) -> None:
     try:
         files = json.loads((directory / FILES).read_text(encoding="utf-8"))
         for file in files if wanted is None else wanted:
-            found = _sum_of(fs.LocalFileSystem(), str(directory / file))
+            found = _sum_of(directory / file)
             if found != files[file]:
                 raise CheckpointError(f"{directory / file}: damaged: {found[0]} bytes, {files[file][0]} were written.")
     except (OSError, ValueError, TypeError) as error:
@@ -281,10 +277,10 @@ def require_sums(directory: Path, wanted: Sequence[str] | None = None) -> None:
         raise CheckpointError(f"{directory}: incomplete ({first_line(error)}).") from error
 
 
-def _sum_of(filesystem: fs.FileSystem, path: str) -> list[int]:
+def _sum_of(path: Path) -> list[int]:
     """[bytes, CRC-32] of a file, as it is read."""
     size = crc = 0
-    with filesystem.open_input_stream(path) as stream:
+    with path.open("rb") as stream:
         while block := stream.read(BLOCK):
             size, crc = size + len(block), zlib.crc32(block, crc)
     return [size, crc]

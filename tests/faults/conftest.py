@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.conftest import scenes, tiny_settings  # noqa: F401
 from tests.faults.job import Job, table
-from tests.faults.nodes import ROOT, Nodes, end, nodes
+from tests.faults.nodes import ROOT, Nodes, nodes
 
 STEPS, EVERY = 160, 20
 """Steps of a run, and between its checkpoints."""
@@ -81,8 +81,7 @@ def job(two_nodes: Nodes, settings: dict[str, Any], tmp_path: Path) -> Iterator[
     yield start
     for each in runs:  # one whose test has failed
         if each.process is not None and each.process.poll() is None:
-            end(each.process)
-            each.process.wait(20)
+            each.kill()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loggers import read_history
 from tests.cluster.conftest import as_words
-from tests.faults.nodes import Nodes, until
+from tests.faults.nodes import Nodes, end, until
 
 GONE_ON = re.compile(r"goes on from \S*step-(\d+)")
 PATIENCE_S = 600.0
@@ -39,6 +39,12 @@ class Job:
         words = as_words({**self.settings, "run.dir": self.run_dir, "run.address": self.cluster.address})
         python = [sys.executable, "-m", "cluster.train", "smoke"]
         self.process = self.cluster.run([*python, *words], self.log, **self.variables)
+
+    def kill(self) -> None:
+        """End the driver at once, with all that it started on the head."""
+        assert self.process is not None
+        end(self.process)
+        self.process.wait(20)
 
     def step(self) -> int:
         """The last step in its curves."""

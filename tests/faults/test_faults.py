@@ -105,9 +105,7 @@ def test_a_machine_dies_and_another_takes_its_place(
 def test_the_driver_is_killed_and_started_again(job: Start, two_nodes: Nodes, undisturbed: dict[str, Any], note: Note):
     run = job()
     step = run.reach(FAULT_AT)
-    assert run.process is not None
-    end(run.process)
-    run.process.wait(20)
+    run.kill()
     since = time.monotonic()
     run.start()
     seconds, start = run.recover(since)
@@ -293,12 +291,10 @@ def test_the_head_dies_and_the_cluster_starts_again(
     """As KubeRay's backoffLimit does: a new cluster, and the same command in it."""
     run = job()
     step = run.reach(FAULT_AT)
-    assert run.process is not None
     for node in two_nodes.nodes.values():
         if node.process is not None and node.process.poll() is None:
             node.kill()
-    end(run.process)
-    run.process.wait(20)
+    run.kill()
     since = time.monotonic()
     for number in (0, 1, 2):
         two_nodes.start(number)
