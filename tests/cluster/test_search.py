@@ -50,6 +50,7 @@ def write_space(folder: Path, settings: dict[str, Any]) -> Path:
         "space": {WIDTH: {"choice": [16, 24, 32, 64, 96]}, "distillation.temperature": {"uniform": [1.0, 6.0]}},
         "seeds": [{WIDTH: width, "distillation.temperature": 2.0} for width in (24, 32, 64, 96, 16)],
         "trials": 3,
+        "max_concurrent": 1,
         "sampler": "tpe",
         "asha": {"grace_share": 0.5},
         "max_params_millions": 0.3,

@@ -39,7 +39,7 @@ def rank_of_two(rank: int, port: int, teacher_dir: Path, out: Path) -> None:
             counted.append(averages(pupil))
             return evaluate(module)
 
-        report, _ = run(config, teacher, out / f"{kind}-{rank}", batches=share(rank, 2), pupil=pupil, evaluate=counting)
+        report, _ = run(config, teacher, out / kind, batches=share(rank, 2), pupil=pupil, evaluate=counting)
         torch.save((counted[-1], averages(pupil), report.metrics), out / f"{kind}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -61,7 +61,7 @@ def test_two_ranks_evaluate_with_the_mean_of_what_each_has_counted(tiny_teacher_
         assert torch.equal(first, second)
         torch.testing.assert_close(first, (own + other) / 2)
         assert str(metrics) == str(same)  # equal, with NaN where nothing was found
-        saved = load_segmenter(next((tmp_path / f"{kind}-0").glob("*/student")))
+        saved = load_segmenter(next((tmp_path / kind).glob("*/student")))
         assert torch.equal(averages(saved), first)
 
 
