@@ -88,7 +88,7 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
             print(f"sam3dist: the trials are over, but {lost}; {said}.", file=sys.stderr, flush=True)
     refused = refused_trials(run_dir / JOURNAL, search.name)
     found = summary(results, refused, base, model_size(teacher).params_millions, at_once)
-    drop_training_state(base, run_dir, {point["trial"] for point in found["front"]})
+    tidy(base, run_dir, {point["trial"] for point in found["front"]})
     return found
 
 
@@ -180,17 +180,19 @@ def weighs_features(search: SearchConfig, base: DistillConfig) -> bool:
     return base.distillation.gamma > 0 or "distillation.gamma" in search.space
 
 
-def drop_training_state(base: DistillConfig, run_dir: Path, front: Container[str]) -> None:
-    """Delete what only training on would need, most of a checkpoint, of trials that are over and not on the front.
+def tidy(base: DistillConfig, run_dir: Path, front: Container[str]) -> None:
+    """Delete what trials that are over have left: checkpoints cut short, and training state of those off the front.
 
-    Over are those that Tune wrote down as terminated. It takes up no such trial again, but does one that failed, and
-    one that was under way when somebody interrupted the search, which `fit` gives back as terminated, too.
+    Training state is what only training on would need, most of a checkpoint. Over are the trials that Tune wrote down
+    as terminated. It takes up no such trial again, but does one that failed, and one that was under way when somebody
+    interrupted the search, which `fit` gives back as terminated, too.
     """
     for trial in tune.ExperimentAnalysis(str(run_dir / TUNE)).trials:
         number = trial.config[TRIAL]
-        if trial.status == Trial.TERMINATED and number not in front:
+        if trial.status == Trial.TERMINATED:
             folder = checkpoint_folder(with_overrides(base, own_storage(base, number)), run_dir / TRIALS / number)
-            for entry in folder.entries():
+            folder.clear()
+            for entry in folder.entries() if number not in front else ():
                 folder.drop(entry.name, TRAINING)
 
 

@@ -115,7 +115,7 @@ class CheckpointFolder:
         known = [other for other in self.entries() if other.step < entry.step] + [entry]
         kept = _kept(known, keep)
         self._write_manifest(kept)
-        self._clear({other.name for other in kept})
+        self.clear()
 
     def entries(self) -> list[Entry]:
         """What the manifest names, the oldest first; nothing without one. CheckpointError if it is unreadable."""
@@ -183,6 +183,18 @@ class CheckpointFolder:
         """Delete a folder of a checkpoint that is not needed any more, as far as that can be done."""
         self._delete(f"{name}/{folder}")
 
+    def clear(self) -> None:
+        """Delete what the manifest does not name any more, or never did; nobody may be writing a checkpoint.
+
+        What cannot be deleted now is tried again next time.
+        """
+        kept = {entry.name for entry in self.entries()}
+        for info in self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
+            name = info.base_name
+            ours = name.startswith("step-") or (name.startswith(".step-") and name.endswith(".partial"))
+            if ours and name not in kept and info.type == fs.FileType.Directory:
+                self._delete(name)
+
     def discard(self, name: str, scratch: Path | None = None) -> None:
         """Delete what there is of a checkpoint that came to nothing, as far as that can be done."""
         shutil.rmtree(self.begun(name, scratch), ignore_errors=True)
@@ -198,14 +210,6 @@ class CheckpointFolder:
             "checkpoints": [asdict(entry) for entry in entries],
         }
         self.put(MANIFEST, json.dumps(content, indent=1).encode())
-
-    def _clear(self, kept: set[str]) -> None:
-        """Delete what is not named any more, or never was. What cannot be deleted now is tried again next time."""
-        for info in self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
-            name = info.base_name
-            ours = name.startswith("step-") or (name.startswith(".step-") and name.endswith(".partial"))
-            if ours and name not in kept and info.type == fs.FileType.Directory:
-                self._delete(name)
 
     def _delete(self, name: str) -> None:
         try:

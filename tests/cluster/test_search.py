@@ -18,7 +18,7 @@ from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
 from cluster.preflight import free_cpus, held_placement_groups
-from cluster.search import drop_training_state, run_search
+from cluster.search import tidy, run_search
 from cluster.searcher import TRIAL
 from cluster.submit import submit
 from sam3dist.config.distill import DistillConfig
@@ -171,7 +171,7 @@ def test_a_search_file_that_is_old_damaged_or_anothers_is_told_in_one_line(held:
     assert (tmp_path / "search.yaml").read_text() == held
 
 
-def test_only_trials_that_are_over_and_off_the_front_lose_their_training_state(tmp_path: Path):
+def test_trials_that_are_over_lose_what_was_cut_short_and_off_the_front_their_training_state(tmp_path: Path):
     statuses = {"000": "TERMINATED", "001": "TERMINATED", "002": "ERROR", "003": "RUNNING", "004": "PENDING"}
     saved, storage = [], StorageContext(str(tmp_path), "tune")
     for name, status in statuses.items():
@@ -187,11 +187,13 @@ def test_only_trials_that_are_over_and_off_the_front_lose_their_training_state(t
             file.touch()
         folder.add("step-00000002", checkpoint, files, 0)
         folder.publish(Entry("step-00000002", 2), parts=1, keep=1)
+        (folder.begin("step-00000004") / "cut short").touch()
     (tmp_path / "tune" / "experiment_state-2026-01-01_00-00-00.json").write_text(json.dumps({"trial_data": saved}))
-    drop_training_state(DistillConfig(), tmp_path, front={"001"})
+    tidy(DistillConfig(), tmp_path, front={"001"})
 
     def having(part: str) -> list[str]:
         return sorted(path.parts[-5] for path in tmp_path.glob(f"trials/*/checkpoints/*/{part}/file"))
 
     assert having("training") == ["001", "002", "003", "004"]
     assert having("student") == list(statuses)
+    assert sorted(path.parts[-4] for path in tmp_path.glob("trials/*/checkpoints/.*/cut short")) == ["002", "003", "004"]
