@@ -15,11 +15,13 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from cluster.mistakes import persons_mistake
 from cluster.searcher import TRIAL, VALUES, Refused
 from cluster.trainer import EXTRA_KEYS
-from sam3dist.objective import hypervolume, pareto_front
+from sam3dist.objective import hypervolume, pareto_front, reference_size
 from sam3dist.wording import duration
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
+    from sam3dist.config.search import SearchConfig
+    from sam3dist.models.size import ModelSize
 
 
 class Narrator(Callback):
@@ -79,7 +81,12 @@ class Narrator(Callback):
 
 
 def summary(
-    results: ResultGrid, refused: Sequence[Refused], base: DistillConfig, reference_millions: float, concurrent: int
+    results: ResultGrid,
+    refused: Sequence[Refused],
+    search: SearchConfig,
+    base: DistillConfig,
+    teacher: ModelSize,
+    concurrent: int,
 ) -> dict[str, Any]:
     """The report's part on the trials. Raises the first error if no trial was done.
 
@@ -87,12 +94,13 @@ def summary(
     teacher's size that finds nothing would offer. concurrent: trials that may run side by side, for `search_times`.
     """
     quality = base.objective.quality
-    trials = sorted(_rows(results, refused, base.optim.steps), key=lambda row: row["trial"])
+    trials = sorted(_rows(results, refused, search, base.optim.steps), key=lambda row: row["trial"])
     done = [row for row in trials if row["state"] == "done"]
     if not done:
         raise _why_none(results)
-    points = [(row["metrics"][quality], row["params_millions"]) for row in done]
-    chosen = ("trial", "params_millions", "megabytes", "checkpoint", "score", "config")
+    points = [(row["metrics"][quality], row["size"]) for row in done]
+    reference = reference_size(teacher, base.objective)
+    chosen = ("trial", "params_millions", "megabytes", "latency_ms", "size", "checkpoint", "score", "config")
     front = [
         {key: row[key] for key in chosen} | {key: row["metrics"][key] for key in ("miou_all", quality)}
         for row in (done[place] for place in pareto_front(points))
@@ -101,8 +109,9 @@ def summary(
         "trials": trials,
         "front": front,
         "best": max(done, key=lambda row: row["score"]),
-        "hypervolume": hypervolume(points, (0.0, reference_millions), log_size=True),
-        "reference_millions": reference_millions,
+        "hypervolume": hypervolume(points, (0.0, reference), log_size=True),
+        "reference_size": reference,
+        "reference_millions": teacher.params_millions,
         "objective": base.objective.model_dump(),
         "states": dict(Counter(row["state"] for row in trials)),
         **search_times(trials, concurrent),
@@ -126,7 +135,9 @@ def search_times(trials: Iterable[dict[str, Any]], concurrent: int) -> dict[str,
     return {"goodput": useful / max(wall * concurrent, 1e-9), "useful_seconds": useful, "wall_seconds": wall}
 
 
-def _rows(results: ResultGrid, refused: Iterable[Refused], steps: int) -> Iterable[dict[str, Any]]:
+def _rows(
+    results: ResultGrid, refused: Iterable[Refused], search: SearchConfig, steps: int
+) -> Iterable[dict[str, Any]]:
     for result in results:
         told = result.metrics or {}
         row: dict[str, Any] = {
@@ -138,8 +149,13 @@ def _rows(results: ResultGrid, refused: Iterable[Refused], steps: int) -> Iterab
             "seconds": told.get("time_total_s"),
         }
         row |= {key: told.get(key) for key in EXTRA_KEYS}
+        if told.get("halved"):
+            row["reason"] = "Its memory was full: trained with half the images a batch, and as many an update."
         if result.error:
             row["reason"] = str(persons_mistake(result.error) or result.error).strip().splitlines()[-1]
+        elif search.max_latency_ms is not None and (row["latency_ms"] or 0) > search.max_latency_ms:
+            row["state"] = "refused"
+            row["reason"] = f"{row['latency_ms']:.1f} ms are above max_latency_ms={search.max_latency_ms:g}."
         yield row
     for each in refused:
         yield {
@@ -148,6 +164,7 @@ def _rows(results: ResultGrid, refused: Iterable[Refused], steps: int) -> Iterab
             "config": each.values,
             "metrics": {},
             "params_millions": None,
+            "size": None,
             "reason": each.reason,
         }
 

@@ -14,37 +14,35 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cluster import preflight
+from cluster.finalists import train_finalists
 from cluster.halving import RememberingAsha
 from cluster.mirror import Mirror, restore
 from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
 from cluster.session import session
 from cluster.taught import shape_source, stored_answers
-from cluster.teachers import Teachers, teachers
-from cluster.trainer import checkpoint_folder, fit, located
+from cluster.teachers import teachers
+from cluster.trainer import checkpoint_folder, located
+from cluster.trial import MISTAKE, TrialRun, own_storage
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.config.overrides import build
 from sam3dist.config.plain import read_yaml
 from sam3dist.config.search import SearchConfig
-from sam3dist.engine.folder import TRAINING, below
-from sam3dist.errors import ConfigError, Sam3DistError
+from sam3dist.engine.folder import TRAINING
+from sam3dist.errors import ConfigError
 from sam3dist.models.size import model_size
 from sam3dist.models.teacher import teacher_config
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import DistillConfig
-    from sam3dist.teaching.store import AnswerStore
 
 TRIALS, TUNE, CONFIG, BASE = "trials", "tune", "search.yaml", "config.yaml"
 """In the run directory: a run directory per trial, Tune's state, the search, and the run every trial starts from."""
 JOURNAL, RUNGS = "optuna.journal", "rungs.json"
 """Optuna's study, which `optuna-dashboard` shows, and the scores ASHA compares with."""
-MISTAKE = "mistake.txt"
-"""In a trial's directory: why trying it again would be in vain."""
 MOST_TRIAL_FAILURES = 2
 """Times that a trial whose driver is lost, as with its machine, is taken up again at its last checkpoint."""
 
@@ -68,7 +66,7 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
     _require_same_search(search, run_dir)
     base = located(base, run_dir)
     teacher = teacher_config(shape_source(base))
-    refuse = Refusal(base, teacher, search.max_params_millions)
+    refuse = Refusal(base, teacher, search.max_params_millions, search.max_megabytes)
     require_some_shape(search, refuse)
     answers = stored_answers(base, weighs_features(search, base))
     with session(base.run, elastic=base.strategy.min_workers is not None):
@@ -81,30 +79,25 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
             print(f"max_concurrent={search.max_concurrent}: the cluster holds {at_once} trials at once", flush=True)
         cpus, groups = preflight.free_cpus(), preflight.held_placement_groups()
         with teachers(base) as asked:
-            results = _tuner(search, base, run_dir, refuse, at_once, answers, asked).fit()
+            trial = TrialRun(base, search.name, answers, asked)
+            results = _tuner(search, trial, run_dir, refuse, at_once).fit()
+            refused = refused_trials(search, run_dir / JOURNAL)
+            found = summary(results, refused, search, base, model_size(teacher), at_once)
+            found["finalists"] = train_finalists(search, trial, run_dir, found["front"], at_once)
         lost = preflight.wait_until_free(cpus, groups)
         if lost:  # no error: on a shared cluster others may have taken them, and what was found is not to be lost
             said = "if no other job has taken them, restart the cluster"
             print(f"sam3dist: the trials are over, but {lost}; {said}.", file=sys.stderr, flush=True)
-    refused = refused_trials(run_dir / JOURNAL, search.name)
-    found = summary(results, refused, base, model_size(teacher).params_millions, at_once)
     tidy(base, run_dir, {point["trial"] for point in found["front"]})
     return found
 
 
-def _tuner(
-    search: SearchConfig,
-    base: DistillConfig,
-    run_dir: Path,
-    refuse: Refusal,
-    at_once: int,
-    answers: AnswerStore | None,
-    asked: Teachers | None,
-) -> tune.Tuner:
+def _tuner(search: SearchConfig, trial: TrialRun, run_dir: Path, refuse: Refusal, at_once: int) -> tune.Tuner:
     """The search as Tune runs it: as it was when a crash cut it short, else a fresh one."""
     for mistake in run_dir.glob(f"{TRIALS}/*/{MISTAKE}"):
         mistake.unlink()  # whoever starts the search again has mended something
-    trainable = tune.with_resources(_trial(base, search.name, run_dir, answers, asked), {"CPU": preflight.TRIAL_CPUS})
+    base = trial.base
+    trainable = tune.with_resources(_trainable(trial, run_dir), {"CPU": preflight.TRIAL_CPUS})
     state = run_dir / TUNE
     if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
         print(f"going on with the search in {run_dir}", flush=True)
@@ -136,30 +129,16 @@ def _tuner(
     )
 
 
-def _trial(
-    base: DistillConfig, name: str, run_dir: Path, answers: AnswerStore | None, asked: Teachers | None
-) -> Callable[[dict[str, Any]], None]:
+def _trainable(trial: TrialRun, run_dir: Path) -> Callable[[dict[str, Any]], None]:
     """What Tune runs for a trial: one training run, in a directory that follows from the trial's number."""
 
-    def trial(suggestion: dict[str, Any]) -> None:
-        directory = run_dir / TRIALS / suggestion[TRIAL]
-        mistake = directory / MISTAKE
-        if mistake.is_file():
-            raise ConfigError(mistake.read_text(encoding="utf-8"))
+    def run(suggestion: dict[str, Any]) -> None:
+        number = suggestion[TRIAL]
         # One checkpoint each: with the optimizer's state it is three times the student, and there are many trials.
-        own = {"name": f"{name}-{suggestion[TRIAL]}", "checkpoint.keep": 1}
-        config = with_overrides(base, {**suggestion[VALUES], **own, **own_storage(base, suggestion[TRIAL])})
-        try:
-            labels = {"run": name, "trial": suggestion[TRIAL]}
-            report = fit(config, directory, answers, asked, callbacks=[TuneReportCallback()], labels=labels)
-        except Sam3DistError as error:
-            mistake.write_text(str(error), encoding="utf-8")
-            raise
-        # Once more, since Tune may have missed the last one: a trial taken up again after its end reports nothing new.
-        metrics, checkpoint = report.pop("metrics"), report.pop("checkpoint")
-        tune.report({**metrics, **report, CHECKPOINT_PATH_KEY: checkpoint})
+        own = {"checkpoint.keep": 1, **own_storage(trial.base, TRIALS, number)}
+        trial.run(run_dir / TRIALS / number, number, {**suggestion[VALUES], **own})
 
-    return trial
+    return run
 
 
 def _mirrors(base: DistillConfig, run_dir: Path) -> list[Mirror]:
@@ -167,12 +146,6 @@ def _mirrors(base: DistillConfig, run_dir: Path) -> list[Mirror]:
     if base.checkpoint.storage_path is None:
         return []
     return [Mirror(run_dir, (CONFIG, BASE, JOURNAL, RUNGS, TUNE), checkpoint_folder(base, run_dir))]
-
-
-def own_storage(base: DistillConfig, trial: str) -> dict[str, str]:
-    """Overrides that give a trial a place of its own where its search keeps checkpoints."""
-    shared = base.checkpoint.storage_path
-    return {} if shared is None else {"checkpoint.storage_path": below(shared, TRIALS, trial)}
 
 
 def weighs_features(search: SearchConfig, base: DistillConfig) -> bool:
@@ -190,7 +163,8 @@ def tidy(base: DistillConfig, run_dir: Path, front: Container[str]) -> None:
     for trial in tune.ExperimentAnalysis(str(run_dir / TUNE)).trials:
         number = trial.config[TRIAL]
         if trial.status == Trial.TERMINATED:
-            folder = checkpoint_folder(with_overrides(base, own_storage(base, number)), run_dir / TRIALS / number)
+            own = with_overrides(base, own_storage(base, TRIALS, number))
+            folder = checkpoint_folder(own, run_dir / TRIALS / number)
             folder.clear()
             for entry in folder.entries() if number not in front else ():
                 folder.drop(entry.name, TRAINING)

@@ -45,7 +45,8 @@ TRAIN_SCENES, VAL_SCENES = 512, 64
 """Generated images where no data is named."""
 MOST_START_FAILURES = 3
 """Times that workers may fail to start; Ray's default is to try for ever."""
-EXTRA_KEYS = ("before", "params_millions", "megabytes", "score", "step", "samples_per_second", *TIMES)
+SIZES = ("params_millions", "megabytes", "latency_ms", "size")
+EXTRA_KEYS = ("before", *SIZES, "score", "step", "samples_per_second", *TIMES)
 """What the report of a run, and of a trial, has of its last evaluation."""
 
 

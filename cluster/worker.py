@@ -33,12 +33,13 @@ from sam3dist.engine.checkpoint import TrainingState, read_state
 from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loggers import make_loggers
 from sam3dist.engine.loop import train
-from sam3dist.errors import CheckpointError, ResourceError
+from sam3dist.errors import CheckpointError, MemoryFullError
 from sam3dist.evaluate import evaluate
 from sam3dist.models.segmenter import Pupil, Segmenter, feature_widths
 from sam3dist.models.size import model_size
 from sam3dist.models.student import blank_student, build_student
 from sam3dist.models.teacher import in_precision, load_teacher, teacher_config
+from sam3dist.objective import reference_size
 from sam3dist.strategies.processes import from_first_rank, own_device, rank_and_size, share_weights, sum_over_ranks
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import Report
@@ -83,7 +84,7 @@ def _train(settings: dict[str, Any], run_dir: Path, scratch: Path) -> Report:
     # The student starts from its exact weights.
     base = load_teacher(shape_source(config), device, "fp32", token if like is None else None)
     student = make_student(config, base, run_dir, resume)
-    reference_millions = model_size(base.net.config).params_millions
+    reference = reference_size(model_size(base.net.config), config.objective)
     asked = None
     if answers is None and elsewhere is None and teaches(config):
         teacher = base if like is None else load_teacher(config.teacher.source, device, "fp32", token)
@@ -138,7 +139,7 @@ def _train(settings: dict[str, Any], run_dir: Path, scratch: Path) -> Report:
             resume=resume,
             loggers=[*make_loggers(config, run_dir), Prometheus(settings["labels"])] if strategy.rank == 0 else (),
             logs=logs,
-            reference_millions=reference_millions,
+            reference=reference,
             epoch_images=rows.rows,
             segments=segments,
             told_to_stop=told_to_stop(run_dir),
@@ -229,12 +230,12 @@ def _scratch(run_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Inside, a full GPU is a ResourceError with the way out: trying again, as Ray would, fills it again."""
+    """Inside, a full GPU is a MemoryFullError with the way out: trying again, as Ray would, fills it again."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        raise ResourceError(
+        raise MemoryFullError(
             f"{reason}; set optim.gradient_checkpointing=true, lower data.images_per_batch or data.prompts_per_image "
             "and raise optim.accumulate, lower eval.images_per_batch, or set strategy.kind=fsdp with more workers."
         ) from error

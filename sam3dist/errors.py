@@ -33,6 +33,10 @@ class ResourceError(Sam3DistError):
     """The cluster cannot give what the job asks for."""
 
 
+class MemoryFullError(ResourceError):
+    """The memory of a GPU or a node is full; less at a time may do."""
+
+
 def in_one_line(error: BaseException) -> str | None:
     """What to tell a person who can mend the error: one of ours, or a file or disk that fails; None for a bug."""
     if isinstance(error, Sam3DistError):

@@ -10,15 +10,34 @@ from sam3dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from sam3dist.config.distill import ObjectiveConfig
+    from sam3dist.models.size import ModelSize
 
 Point = tuple[float, float]
 """(quality, size): more of the first and less of the second is better."""
 
 
-def score(
-    metrics: Mapping[str, float], params_millions: float, objective: ObjectiveConfig, reference_millions: float
-) -> float:
-    """quality - size_weight * log10(params_millions / reference_millions), what trials are ranked by.
+LATENCY_REFERENCE_MS = 1000.0
+"""What latencies are relative to: ten times what a phone may take. A constant, since two measurements of one network
+differ."""
+
+
+def size_of(model: ModelSize, objective: ObjectiveConfig, latency_ms: float | None = None) -> float:
+    """How large a network is by `objective.size`: millions of parameters, megabytes or milliseconds."""
+    if objective.size == "params_millions":
+        return model.params_millions
+    if objective.size == "megabytes":
+        return model.megabytes[objective.precision]
+    assert latency_ms is not None, "nobody has measured it"
+    return latency_ms
+
+
+def reference_size(teacher: ModelSize, objective: ObjectiveConfig) -> float:
+    """The size by `objective.size` that scores and hypervolumes are relative to: the teacher's, if that is known."""
+    return LATENCY_REFERENCE_MS if objective.size == "latency_ms" else size_of(teacher, objective)
+
+
+def score(metrics: Mapping[str, float], size: float, objective: ObjectiveConfig, reference: float) -> float:
+    """quality - size_weight * log10(size / reference), what trials are ranked by.
 
     A student of the reference's size (the teacher's) scores its quality; one ten times smaller scores `size_weight`
     more. A quality that is not finite scores -inf: ASHA would let NaN pass every rung, -inf is last.
@@ -26,12 +45,12 @@ def score(
     if objective.quality not in metrics:
         known = ", ".join(sorted(metrics))
         raise ConfigError(f"objective.quality={objective.quality} was not measured; use one of {known}.")
-    assert params_millions > 0, params_millions
-    assert reference_millions > 0, reference_millions
+    assert size > 0, size
+    assert reference > 0, reference
     quality = metrics[objective.quality]
     if not isfinite(quality):
         return -inf
-    return quality - objective.size_weight * log10(params_millions / reference_millions)
+    return quality - objective.size_weight * log10(size / reference)
 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:

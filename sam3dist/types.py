@@ -162,6 +162,10 @@ class Report:
     params_millions: float
     megabytes: dict[str, float]  # by precision: fp32, fp16, int8, int4
     score: float
+    size: float = 0.0
+    """By `objective.size`: params_millions, the megabytes of a precision, or latency_ms."""
+    latency_ms: float | None = None
+    """Milliseconds for an image and a phrase; None where nobody asked."""
     checkpoint: str | None = None
     before: dict[str, float] = field(default_factory=dict)
     """The metrics of the same student untrained."""

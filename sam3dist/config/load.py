@@ -14,7 +14,8 @@ from sam3dist.config import keys
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.overrides import build, with_overrides
 from sam3dist.config.plain import plain, read_yaml
-from sam3dist.config.search import Choice, Integer, LogUniform, Range, SearchConfig
+from sam3dist.config.search import SearchConfig
+from sam3dist.config.space import Remainder, ends
 from sam3dist.errors import ConfigError
 
 __all__ = ["load_preset", "load_search", "plain", "presets", "to_yaml", "with_overrides", "with_search_overrides"]
@@ -86,27 +87,24 @@ def _checked(search: SearchConfig, where: str) -> SearchConfig:
     try:
         base = search.base()
         for key, span in search.space.items():
-            for value in ends(span):
+            for value in (0.0, 1.0) if isinstance(span, Remainder) else ends(span):
                 with_overrides(base, {key: value})
+        if search.max_latency_ms is not None and base.objective.size != "latency_ms":
+            limit = f"max_latency_ms={search.max_latency_ms:g}"
+            raise ConfigError(f"{limit}: nobody measures it; set objective.size=latency_ms as well.")
         for number, seed in enumerate(search.seeds):
             unknown = next((key for key in seed if key not in search.space), None)
             if unknown is not None:
                 near = keys.nearest(unknown, search.space)
                 guess = f"; did you mean {near}?" if near else "; add it to space, or to overrides."
                 raise ConfigError(f"seeds[{number}].{unknown}: not in the space{guess}")
+            tied = next((key for key in seed if isinstance(search.space[key], Remainder)), None)
+            if tied is not None:
+                raise ConfigError(f"seeds[{number}].{tied}: follows from another key of the space; leave it out.")
             with_overrides(base, seed)
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from None
     return search
-
-
-def ends(span: Range) -> tuple[Any, ...]:
-    """The values that bound a range: every choice, or the lowest and the highest."""
-    if isinstance(span, Choice):
-        return span.choice
-    if isinstance(span, Integer):
-        return span.integer
-    return span.loguniform if isinstance(span, LogUniform) else span.uniform
 
 
 def to_yaml(config: BaseModel, comments: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""What a search may vary, in which range, and when it stops."""
+"""A search: the run that its trials start from, what they vary, who suggests, and who is stopped or refused."""
 
 from __future__ import annotations
 
@@ -7,39 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from sam3dist.config.distill import DistillConfig, Settings
-
-
-class Choice(Settings):
-    """One of a few values."""
-
-    choice: tuple[Any, ...] = Field(min_length=1)
-    """The values, at least one."""
-
-
-class Uniform(Settings):
-    """A number, each as likely as another."""
-
-    uniform: tuple[float, float]
-    """The lowest and the highest."""
-
-
-class LogUniform(Settings):
-    """A number whose logarithms are equally likely, as suits rates and weights."""
-
-    loguniform: tuple[float, float]
-    """The lowest, above 0, and the highest."""
-
-
-class Integer(Settings):
-    """A whole number, each as likely as another."""
-
-    integer: tuple[int, int]
-    """The lowest and the highest."""
-    step: int = Field(1, ge=1)
-    """Between neighbouring values, counted from the lowest."""
-
-
-Range = Choice | Uniform | LogUniform | Integer
+from sam3dist.config.space import Range, Remainder, mistake
 
 
 class AshaConfig(Settings):
@@ -53,6 +21,17 @@ class AshaConfig(Settings):
     """Whether trials are stopped at all."""
 
 
+class FinalistsConfig(Settings):
+    """What follows a search: the best of its front trained anew, from other seeds and for longer."""
+
+    count: int = Field(0, ge=0)
+    """Students of the front to train anew, the best by score; 0 leaves it out."""
+    seeds: int = Field(1, ge=1)
+    """Runs of each, from run.seed on; three tell luck from quality."""
+    steps: int | None = Field(None, ge=1)
+    """Updates of each run; null is as many as a trial has."""
+
+
 class SearchConfig(Settings):
     """One search: a base run, the ranges of what varies, and the limits."""
 
@@ -62,8 +41,8 @@ class SearchConfig(Settings):
     """The run every trial starts from."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys set on the preset for all trials."""
-    space: dict[str, Range] = Field(min_length=1)
-    """Dotted key of the run -> its range."""
+    space: dict[str, Range | Remainder] = Field(min_length=1)
+    """Dotted key of the run -> its range, or the key that it is the remainder of."""
     trials: int = Field(16, ge=1)
     """Students to train. A suggestion that is refused before it trains does not count."""
     max_concurrent: int | None = Field(None, ge=1)
@@ -75,9 +54,20 @@ class SearchConfig(Settings):
     """Random trials before the sampler's model takes over, by default 8; `random` has no model and takes no number."""
     seeds: tuple[dict[str, Any], ...] = ()
     """Configurations tried first, as dotted keys of `space`."""
+    goal: Literal["front", "score"] = "front"
+    """What the sampler is told to find: the front of objective.quality and objective.size, or the highest score, which
+    weighs one against the other. The report shows the front either way."""
     max_params_millions: float | None = Field(None, gt=0)
     """Hard limit: a larger student is refused before it trains."""
+    max_megabytes: float | None = Field(None, gt=0)
+    """Hard limit of the weights at objective.precision, known before a student trains, too."""
+    max_latency_ms: float | None = Field(None, gt=0)
+    """Hard limit that only objective.size=latency_ms measures: a slower student is kept off the front."""
+    storage: str | None = None
+    """Where the study is kept: a URL that SQLAlchemy knows, such as sqlite:////shared/studies.db or that of a server;
+    null is a journal file in the run directory. `optuna-dashboard` opens either."""
     asha: AshaConfig = AshaConfig()
+    finalists: FinalistsConfig = FinalistsConfig()
     seed: int = Field(0, ge=0)
     """Of the sampler; each trial trains with run.seed."""
 
@@ -98,13 +88,10 @@ class SearchConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _ranges_are_ordered(self) -> SearchConfig:
-        for key, span in self.space.items():
-            bounds = next((getattr(span, k) for k in ("uniform", "loguniform", "integer") if hasattr(span, k)), None)
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"space.{key}: the lower bound {bounds[0]} is above the upper bound {bounds[1]}.")
-            if isinstance(span, LogUniform) and span.loguniform[0] <= 0:
-                raise ValueError(f"space.{key}: loguniform needs a lower bound above 0.")
+    def _space_makes_sense(self) -> SearchConfig:
+        wrong = mistake(self.space)
+        if wrong is not None:
+            raise ValueError(wrong)
         return self
 
     def base(self) -> DistillConfig:

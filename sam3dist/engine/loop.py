@@ -34,12 +34,13 @@ from sam3dist.engine.progress import progress
 from sam3dist.engine.saving import Saver, Saving
 from sam3dist.engine.signals import sigterm_noted
 from sam3dist.errors import NonFiniteError
+from sam3dist.latency import latency_ms
 from sam3dist.losses import distillation_loss
 from sam3dist.models.recompute import recompute_layers
 from sam3dist.models.segmenter import segment
 from sam3dist.models.size import model_size
-from sam3dist.objective import score
-from sam3dist.strategies.processes import any_of_each, any_rank, counts_of_all_ranks
+from sam3dist.objective import reference_size, score, size_of
+from sam3dist.strategies.processes import any_of_each, any_rank, counts_of_all_ranks, from_first_rank
 from sam3dist.types import LossTerms, PromptBatch, Report, TeacherAnswers
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def train(
     resume: Path | None = None,
     loggers: Sequence[Logger] = (),
     logs: Mapping[str, Path] | None = None,
-    reference_millions: float | None = None,
+    reference: float | None = None,
     epoch_images: int | None = None,
     segments: tuple[Segment, ...] = (),
     told_to_stop: Callable[[], bool] | None = None,
@@ -79,19 +80,19 @@ def train(
     ranks equally often, first with the untrained student. folder: where checkpoints are kept; scratch: a directory of
     this rank, needed where that is an object store. resume: a checkpoint's directory, of this machine. loggers: used on
     rank 0 only. logs: files that rank 0 adds to every checkpoint, by name.
-    teacher: None trains on the answers that the batches have, or, without, on labels alone. reference_millions: the
-    size that scores are relative to, by default the teacher's, else the student's own. epoch_images: training images
-    of an epoch, only for the curves. segments: how the rows came to the ranks so far, this group of ranks at the end;
-    only kept, in the checkpoints. told_to_stop: asked after each step, as SIGTERM is: True on any rank ends the run
-    with a checkpoint. told_to_save: True saves one and goes on, once. began: Unix time at
-    which a fresh run began, by default now.
+    teacher: None trains on the answers that the batches have, or, without, on labels alone. reference: the size
+    that scores are relative to (`reference_size`), by default of the teacher, else of the student. epoch_images:
+    training images of an epoch, only for the curves. segments: how the rows came to the ranks so far, this group of
+    ranks at the end; only kept, in the checkpoints. told_to_stop: asked after each step, as SIGTERM is: True on any
+    rank ends the run with a checkpoint. told_to_save: True saves one and goes on, once. began: Unix time at which a
+    fresh run began, by default now.
 
     A checkpoint is written while training goes on. One that fails is told and left out.
 
     Raises NonFiniteError where more than `optim.max_skipped_steps` updates in a row would have brought a NaN into the
     weights, CheckpointError where `resume` does not fit or where nothing can be saved any more.
     """
-    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference_millions, epoch_images, segments, began)
+    run = _Run(config, pupil, teacher, strategy, batches, loggers, reference, epoch_images, segments, began)
     if resume is not None:
         run.restore(resume)
     with run.opened() as sigterm:
@@ -143,7 +144,7 @@ class _Run:
         strategy: Strategy,
         batches: Iterator[PromptBatch],
         loggers: Sequence[Logger],
-        reference_millions: float | None,
+        reference: float | None,
         epoch_images: int | None,
         segments: tuple[Segment, ...],
         began: float | None,
@@ -155,10 +156,11 @@ class _Run:
         self.loggers = loggers if strategy.rank == 0 else ()
         self.epoch_images = epoch_images
         self.size = model_size(pupil.student.net.config)
-        if reference_millions is None:
+        self.latency_ms = from_first_rank(latency_ms(pupil.student)) if config.objective.size == "latency_ms" else None
+        if reference is None:
             larger = pupil.student if teacher is None else teacher
-            reference_millions = model_size(larger.net.config).params_millions
-        self.reference_millions = reference_millions
+            reference = reference_size(model_size(larger.net.config), config.objective)
+        self.reference = reference
         self.state = TrainingState(
             seed=config.run.seed,
             strategy=config.strategy.kind,
@@ -259,12 +261,15 @@ class _Run:
         """Evaluate, and keep the result as the report of this step."""
         metrics = evaluate(self.module)
         self.module.train()
+        size = size_of(self.size, self.config.objective, self.latency_ms)
         report = Report(
             step=self.state.step,
             metrics=metrics,
             params_millions=self.size.params_millions,
             megabytes=self.size.megabytes,
-            score=score(metrics, self.size.params_millions, self.config.objective, self.reference_millions),
+            score=score(metrics, size, self.config.objective, self.reference),
+            size=size,
+            latency_ms=self.latency_ms,
             before=self.state.before or metrics,
         )
         self.state = self.state.after_evaluation(report)

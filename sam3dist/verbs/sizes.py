@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,13 +115,18 @@ def _is_search(path: str) -> bool:
 
 def ends_of_search(path: str, overrides: Overrides) -> Iterator[tuple[str, DistillConfig]]:
     """Of a search space its seeds, and the smallest and largest student: of each key what makes it so by itself."""
-    from sam3dist.config.load import ends, load_search, with_overrides, with_search_overrides
+    from sam3dist.config.load import load_search, with_overrides, with_search_overrides
+    from sam3dist.config.space import Remainder, draw, ends
     from sam3dist.models.compositions import student_shape
     from sam3dist.models.size import model_size
 
     search = with_search_overrides(load_search(path), overrides)
     base = search.base()
-    shapes = {key: ends(span) for key, span in search.space.items() if key.startswith("student.")}
+    shapes = {
+        key: ends(span)
+        for key, span in search.space.items()
+        if key.startswith("student.") and not isinstance(span, Remainder)
+    }
     for number, seed in enumerate(search.seeds):
         yield f"{search.name}, seed {number}", with_overrides(base, {key: seed[key] for key in shapes if key in seed})
     smallest, largest = {}, {}
@@ -135,8 +141,13 @@ def ends_of_search(path: str, overrides: Overrides) -> Iterator[tuple[str, Disti
             sizes[value] = (millions, value if isinstance(value, int | float) else 0)
         if sizes:
             smallest[key], largest[key] = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-    yield f"{search.name}, smallest", with_overrides(base, smallest)
-    yield f"{search.name}, largest", with_overrides(base, largest)
+    for name, extreme in (("smallest", smallest), ("largest", largest)):
+        met = draw(search.space, partial(_of_key, extreme))  # without the keys whose condition fails
+        yield f"{search.name}, {name}", with_overrides(base, {key: met[key] for key in extreme if key in met})
+
+
+def _of_key(values: Mapping[str, Any], key: str, _: object) -> Any:
+    return values.get(key)
 
 
 VERB = Verb(

@@ -18,7 +18,7 @@ from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
 from cluster.preflight import free_cpus, held_placement_groups
-from cluster.search import tidy, run_search
+from cluster.search import run_search, tidy
 from cluster.searcher import TRIAL
 from cluster.submit import submit
 from sam3dist.config.distill import DistillConfig
@@ -196,4 +196,5 @@ def test_trials_that_are_over_lose_what_was_cut_short_and_off_the_front_their_tr
 
     assert having("training") == ["001", "002", "003", "004"]
     assert having("student") == list(statuses)
-    assert sorted(path.parts[-4] for path in tmp_path.glob("trials/*/checkpoints/.*/cut short")) == ["002", "003", "004"]
+    cut_short = tmp_path.glob("trials/*/checkpoints/.*/cut short")
+    assert sorted(path.parts[-4] for path in cut_short) == ["002", "003", "004"]

@@ -113,7 +113,7 @@ def test_plain_objects_have_the_same_attributes(tmp_path: Path):
     compare(plain(written(tmp_path, to_yaml(config))), config)
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "full", "photos"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "distillation", "architecture", "full", "mobile", "photos"])
 def test_every_search_space_loads_and_each_trial_it_can_draw_is_valid(name: str):
     search = load_search(SPACES / f"{name}.yaml")
     assert search.name == name

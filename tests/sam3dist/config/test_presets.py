@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from transformers import Sam3Config
 
 import sam3dist
 from sam3dist.config.distill import StudentSpec
-from sam3dist.config.load import PRESETS, ends, load_preset, load_search, presets, with_overrides
+from sam3dist.config.load import PRESETS, load_preset, load_search, presets, with_overrides
+from sam3dist.config.space import Space, draw, ends
 from sam3dist.models.segmenter import Segmenter
 from sam3dist.models.size import ModelSize, model_size
 from sam3dist.models.student import student_config
+from sam3dist.models.teacher import teacher_config
 from sam3dist.verbs import smoke
 from tests.sam3dist.runs import pupil_of, run, settings
 
@@ -89,14 +92,36 @@ def test_a_reduced_form_of_every_preset_trains(preset: str, tiny_teacher: Segmen
             assert torch.equal(value, before[name]) != value.requires_grad, name
 
 
-@pytest.mark.parametrize("space", ["quick", "full", "mobile"])
-def test_every_end_of_a_space_can_be_built_from_sam3(space: str):
-    search = load_search(SPACES / f"{space}.yaml")
-    shapes = {key: span for key, span in search.space.items() if key.startswith("student.")}
-    assert shapes
-    for key, span in shapes.items():
-        for value in ends(span):
-            student_config(with_overrides(search.base(), {key: value}).student, Sam3Config())
+def drawn(space: Space, generator: Random) -> dict[str, Any]:
+    """A random point of a space, each end of a range as likely as all between."""
+    return draw(space, lambda _, span: generator.choice(ends(span)))
+
+
+@pytest.mark.parametrize("name", ["quick", "distillation", "architecture", "full", "mobile", "photos", "smoke"])
+def test_what_a_space_suggests_can_be_built(name: str):
+    search = load_search(SPACES / f"{name}.yaml")
+    base, generator = search.base(), Random(0)
+    teacher = Sam3Config() if base.teacher.source == "facebook/sam3" else teacher_config(base.teacher.source)
+    points = [drawn(search.space, generator) for _ in range(12)]
+    for values in [*search.seeds, *points]:
+        student_config(with_overrides(base, values).student, teacher)
+
+
+@pytest.mark.parametrize("name", ["quick", "distillation", "full", "mobile"])
+def test_a_search_starts_from_what_is_recommended_and_its_weights_add_up_to_one(name: str):
+    search = load_search(SPACES / f"{name}.yaml")
+    first = with_overrides(search.base(), search.seeds[0]).distillation
+    assert (first.temperature, first.alpha, first.gamma) == (4.0, 0.5, 0.0)
+    for seed in range(5):
+        values = drawn(search.space, Random(seed))
+        assert values["distillation.alpha"] + values["distillation.beta"] == pytest.approx(1)
+
+
+def test_students_for_phones_are_held_to_fifty_megabytes():
+    search = load_search(SPACES / "mobile.yaml")
+    assert (search.max_megabytes, search.base().objective.precision) == (50, "int4")
+    first = student_config(with_overrides(search.base(), search.seeds[0]).student, Sam3Config())
+    assert model_size(first).megabytes["int4"] < 50
 
 
 def test_the_smoke_verb_searches_the_space_people_read_from_inside_the_package():
