@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from cluster import preflight
 from cluster.finalists import train_finalists
 from cluster.halving import RememberingAsha
+from cluster.hparams import Hparams
 from cluster.mirror import Mirror, restore
 from cluster.outcome import Narrator, summary
 from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
@@ -123,7 +124,7 @@ def _tuner(search: SearchConfig, trial: TrialRun, run_dir: Path, refuse: Refusal
             name=TUNE,
             storage_path=str(run_dir),
             failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_FAILURES),
-            callbacks=[Narrator(quality, steps, search.trials), *_mirrors(base, run_dir)],
+            callbacks=[Narrator(quality, steps, search.trials), *_trackers(base, run_dir), *_mirrors(base, run_dir)],
             verbose=0,
         ),
     )
@@ -139,6 +140,10 @@ def _trainable(trial: TrialRun, run_dir: Path) -> Callable[[dict[str, Any]], Non
         trial.run(run_dir / TRIALS / number, number, {**suggestion[VALUES], **own})
 
     return run
+
+
+def _trackers(base: DistillConfig, run_dir: Path) -> list[Hparams]:
+    return [Hparams(run_dir / TRIALS)] if "tensorboard" in base.run.loggers else []
 
 
 def _mirrors(base: DistillConfig, run_dir: Path) -> list[Mirror]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster import job
 from cluster.trainer import run_training
 from sam3dist.config.load import load_preset, with_overrides
+from sam3dist.config.words import run_dir
 from sam3dist.figures import entries, training_figures
 from sam3dist.report import write_report
 
@@ -17,17 +18,17 @@ def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (preset,), overrides = job.split(words, "PRESET")
     config = with_overrides(load_preset(preset), overrides)
-    run_dir = job.lasting(config.run.dir or f"runs/train-{config.name}")
-    result = run_training(config, run_dir)
+    directory = job.lasting(str(run_dir(config, "train", config.name)))
+    result = run_training(config, directory)
     status = "ok" if result["complete"] else "stopped"
     report = {"verb": "train", "status": status, "seconds": time.perf_counter() - started, **result}
-    write_report(run_dir, report)  # now, so that nothing is lost if drawing fails
-    write_report(run_dir, {**report, **entries(run_dir, training_figures(run_dir, config, result))})
+    write_report(directory, report)  # now, so that nothing is lost if drawing fails
+    write_report(directory, {**report, **entries(directory, training_figures(directory, config, result))})
     print(job.numbers(result["metrics"]))
     if not result["complete"]:
         print(f"stopped at step {result['step']} of {config.optim.steps}; the same command goes on from there")
         raise SystemExit(143)
-    return run_dir
+    return directory
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class TrialRun:
         config = with_overrides(self.base, {**values, "name": f"{self.name}-{number}"})
         labels = {"run": self.name, "trial": number}
         try:
-            report = _with_half_where_full(
+            report = with_half_where_full(
                 halved,
                 config,
                 lambda now: fit(
@@ -64,9 +64,10 @@ class TrialRun:
         tune.report({**metrics, **report, CHECKPOINT_PATH_KEY: checkpoint, "halved": halved.is_file()})
 
 
-def _with_half_where_full(
+def with_half_where_full(
     halved: Path, config: DistillConfig, train: Callable[[DistillConfig], dict[str, Any]]
 ) -> dict[str, Any]:
+    """What `train` gives for the run, or for half the batch where the memory was full now or, by this file, before."""
     if halved.is_file():
         return train(half_batches(config))
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster import job
 from cluster.search import run_search
 from sam3dist.config.load import load_search, with_search_overrides
+from sam3dist.config.words import run_dir
 from sam3dist.figures import entries, search_figures
 from sam3dist.report import write_report
 
@@ -17,16 +18,16 @@ def work(words: Sequence[str]) -> Path:
     started = time.perf_counter()
     (space,), overrides = job.split(words, "SPACE.yaml")
     search = with_search_overrides(load_search(space), overrides)
-    run_dir = job.lasting(search.base().run.dir or f"runs/tune-{search.name}")
-    result = run_search(search, run_dir)
+    directory = job.lasting(str(run_dir(search.base(), "tune", search.name)))
+    result = run_search(search, directory)
     report = {"verb": "tune", "seconds": time.perf_counter() - started, **result}
-    write_report(run_dir, report)  # now, so that nothing is lost if drawing fails
-    drawn = search_figures(run_dir, search.base().objective.quality, result)
-    write_report(run_dir, {**report, **entries(run_dir, drawn)})
+    write_report(directory, report)  # now, so that nothing is lost if drawing fails
+    drawn = search_figures(directory, search.base().objective.quality, result)
+    write_report(directory, {**report, **entries(directory, drawn)})
     print("  ".join(f"{count} {state}" for state, count in result["states"].items()))
     for point in result["front"]:
         print(f"front  trial {point['trial']}  {job.numbers(point)}  {point['checkpoint']}")
-    return run_dir
+    return directory
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ library reads, so on a machine without pydantic any object with the same attribu
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -298,6 +298,8 @@ class RunConfig(Settings):
 
     dir: str | None = None
     """Where everything is written; None makes runs/VERB-NAME. The same directory again resumes."""
+    resume: str | None = None
+    """run.dir of a run that was cut short; unlike there, a mistyped one is refused."""
     seed: int = Field(0, ge=0)
     """Draws the weights that do not come from the teacher, the order of the images, and the generated scenes."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
@@ -312,6 +314,16 @@ class RunConfig(Settings):
     """CPUs a cluster started here offers; None counts the machine's."""
     wait_for_nodes_s: float = Field(0, ge=0)
     """How long an autoscaling cluster may take to grow to what the run asks for; 0 gives up at once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resumes_in_its_directory(cls, given: dict[str, Any]) -> dict[str, Any]:
+        resume, directory = given.get("resume"), given.get("dir")
+        if resume is None:
+            return given
+        if directory not in (None, resume):
+            raise ValueError(f"run.resume={resume}: contradicts run.dir={directory}; give one of them.")
+        return {**given, "dir": resume}
 
 
 class ObjectiveConfig(Settings):

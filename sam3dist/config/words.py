@@ -65,7 +65,13 @@ def settings(verb: str, overrides: Mapping[str, str], takes: Iterable[str]) -> D
 
 
 def run_dir(config: DistillConfig, verb: str, *names: str) -> Path:
-    """Where a verb writes: `run.dir`, or runs/VERB-NAMES; the names are all that it was asked about."""
+    """Where a verb writes: `run.dir`, or runs/VERB-NAMES; the names are all that it was asked about.
+
+    ConfigError where `run.resume` names no run.
+    """
+    resume = config.run.resume
+    if resume is not None and not (Path(resume) / "config.yaml").is_file():
+        raise ConfigError(f"run.resume={resume}: no run was begun there; to begin one, write run.dir={resume}.")
     return Path(config.run.dir or "-".join([f"runs/{verb}", *map(slug, names)]))
 
 

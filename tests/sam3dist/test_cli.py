@@ -11,7 +11,8 @@ from PIL import Image
 
 from sam3dist import cli
 from sam3dist.cli import VERBS, _persons_mistake, main
-from sam3dist.config.load import load_preset
+from sam3dist.config.distill import DistillConfig
+from sam3dist.config.load import load_preset, with_overrides
 from sam3dist.data.samples.write import write_scenes
 from sam3dist.data.shards import open_shards
 from sam3dist.errors import CheckpointError, ConfigError
@@ -343,6 +344,19 @@ def test_a_run_directory_that_was_moved_still_stands_for_its_checkpoint(
 def test_words_with_a_key_are_overrides_and_all_else_are_arguments():
     words = ["a/b=c", "x.y=1", "yellow fish", "name=a=b", "./k=v", "--help", "data.train="]
     assert split(words) == (["a/b=c", "yellow fish", "./k=v", "--help"], {"x.y": "1", "name": "a=b", "data.train": ""})
+
+
+def test_a_run_is_resumed_only_where_one_was_begun(tmp_path: Path):
+    def resumed(**changes: str) -> DistillConfig:
+        return with_overrides(DistillConfig(), {"run.resume": str(tmp_path / "run"), **changes})
+
+    with pytest.raises(ConfigError, match=r"run.resume=.*: no run was begun there; to begin one, write run.dir="):
+        run_dir(resumed(), "train", "x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert run_dir(resumed(), "train", "x") == tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"run.resume=.* contradicts run.dir=other"):
+        resumed(**{"run.dir": "other"})
 
 
 def test_run_directories_have_plain_names():
