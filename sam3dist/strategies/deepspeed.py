@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WHOLE_BELOW = 10_000
 """ZeRO-3 keeps parameters with fewer elements whole on every rank: gathering them costs more than it saves."""
+BUCKET, ALIGNED = 500_000_000, 1024
+"""Numbers that DeepSpeed sends at once, where a network has as many, in multiples of what it can cut evenly."""
 
 
 class DeepSpeedStrategy:
@@ -60,13 +62,16 @@ class DeepSpeedStrategy:
         self.engine, optimizer, _, _ = deepspeed.initialize(
             model=autocast(pupil, self.device, torch.float16) if self.scale.dynamic else pupil,
             optimizer=make_optimizer(pupil),
-            config=self._settings(),
+            config=self._settings(sum(parameter.numel() for parameter in pupil.parameters())),
         )
         self.state = ZeroState(deepspeed.zero, optimizer, pupil, self.stage, self.scale)
         return self.engine, optimizer
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, parameters: int) -> dict[str, Any]:
         zero: dict[str, Any] = {"stage": self.stage, "overlap_comm": self.device.type == "cuda"}
+        # Its buffers are as large as its buckets, by default 2 GB, a thousand times what a small student fills.
+        bucket = min(BUCKET, -(-parameters // ALIGNED) * ALIGNED)
+        zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = bucket
         if self.stage == 3:
             zero["stage3_param_persistence_threshold"] = WHOLE_BELOW
         in_memory = {"device": "cpu", "pin_memory": self.device.type == "cuda"}

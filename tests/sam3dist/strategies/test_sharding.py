@@ -1,5 +1,6 @@
 """What FSDP takes for a unit, and how shards go with half precision, recomputed layers and the CPU's memory."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import Sam3Config, Sam3Model
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.models.segmenter import SHARDABLE, Segmenter
 from sam3dist.strategies.protocol import make_strategy
-from tests.sam3dist.runs import assert_same_weights, pupil_of, run, settings
+from tests.sam3dist.runs import assert_same_weights, pupil_of, run, settings, simple_loss
 from tests.sam3dist.strategies.test_strategies import config_of, trainable
 from tests.sam3dist.strategies.two_ranks import OFFLOADED
 
@@ -54,6 +55,21 @@ def test_fsdp_wraps_each_layer_and_the_whole(tiny_teacher: Segmenter):
     assert names == {"Sam3ViTLayer": 2, "CLIPEncoderLayer": 2, "Sam3DetrEncoderLayer": 2, "Sam3DetrDecoderLayer": 2}
     wrapped = [part for part in pupil.modules() if isinstance(part, FSDPModule)]
     assert {id(part) for part in wrapped} == {id(layer) for layer in layers} | {id(pupil)}
+
+
+def address_space() -> int:
+    """Bytes that this process has mapped, touched or not."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_buffers_of_zero_are_no_larger_than_the_network(kind: dict[str, Any], tiny_teacher: Segmenter):
+    """A process that has mapped more than the machine holds cannot even start another."""
+    config = config_of(kind, steps=1)
+    pupil = pupil_of(tiny_teacher, config)
+    strategy, before = make_strategy(config), address_space()
+    module, _ = strategy.setup(pupil, lambda module: AdamW(trainable(module)))
+    strategy.backward(simple_loss(module))
+    assert address_space() - before < 1e9
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

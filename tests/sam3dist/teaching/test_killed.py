@@ -27,5 +27,4 @@ def test_killed_at_twenty_random_moments_and_resumed_the_bytes_are_those_of_one_
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["files"] == 12  # six shards and what each says of itself
-    assert found["killed"] >= KILLS - 2
     assert found["kept"] >= KILLS  # some of them while later shards were under way
