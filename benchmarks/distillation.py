@@ -16,21 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from parts.bare_run import bare_run, make_pupil, measured_on
 
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import load_preset, with_overrides
-from sam3dist.data.batches import calibration_batches, endless, evaluation_batches
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import Shards, open_shards
-from sam3dist.engine.folder import CheckpointFolder
-from sam3dist.engine.loop import train
-from sam3dist.evaluate import evaluate
-from sam3dist.models.segmenter import Pupil
-from sam3dist.models.student import build_student
 from sam3dist.models.teacher import load_teacher
-from sam3dist.strategies.protocol import make_strategy
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "with": {},
@@ -41,32 +33,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 def quality(config: DistillConfig, learn: Shards, test: Shards) -> tuple[float, float]:
     """mIoU over positive pairs of unseen scenes, before and after training."""
     teacher = load_teacher(config.teacher.source)
-    looked_at = calibration_batches(
-        learn, config.data, teacher.image_size, config.student.calibration_images, config.run.seed
-    )
-    student = build_student(config.student, teacher, config.run.seed, looked_at)
-    taught = config.distillation.beta > 0 or config.distillation.gamma > 0
-    torch.manual_seed(config.run.seed)
-    pupil = Pupil(student, teacher.feature_widths if config.distillation.gamma > 0 else {})
-    side = max(student.image_size, teacher.image_size)
-
-    def measure(module: nn.Module) -> dict[str, float]:
-        batches = evaluation_batches(test, config.data, student.image_size)
-        return evaluate(module, batches, config.eval.threshold, device="cpu")
-
-    with tempfile.TemporaryDirectory() as directory:
-        report = train(
-            config,
-            pupil=pupil,
-            teacher=teacher if taught else None,
-            strategy=make_strategy(config),
-            batches=endless(learn.row_groups, config.data, side, seed=config.run.seed),
-            evaluate=measure,
-            publish=lambda report: None,
-            folder=CheckpointFolder(directory),
-        )
-    if report.step < config.optim.steps:  # SIGTERM ends a run in order
-        raise SystemExit(f"stopped at step {report.step} of {config.optim.steps}")
+    pupil = make_pupil(config, teacher, learn)
+    report = bare_run(config, teacher, pupil, learn, measured_on(config, test, pupil.student.image_size))
     return report.before["miou_positive"], report.metrics["miou_positive"]
 
 

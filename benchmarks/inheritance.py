@@ -18,23 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parts.bare_run import bare_run, make_pupil, measured_on
 from torch import nn
 
 from sam3dist.answers import imitable, imitated_features
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import load_preset, with_overrides
-from sam3dist.data.batches import calibration_batches, endless, evaluation_batches
+from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.samples.write import scene_shards
 from sam3dist.data.shards import Shards, open_shards
-from sam3dist.engine.folder import CheckpointFolder
-from sam3dist.engine.loop import train
-from sam3dist.evaluate import evaluate
 from sam3dist.losses import distillation_loss
-from sam3dist.models.segmenter import Pupil, Segmenter, segment
-from sam3dist.models.student import build_student
+from sam3dist.models.segmenter import Segmenter, segment
 from sam3dist.models.teacher import load_teacher
 from sam3dist.plots import SERIES, save, styled
-from sam3dist.strategies.protocol import make_strategy
 
 INITS = ("random", "copy", "svd", "pca", "importance")
 NARROW = {"student.text_width": 32, "student.detr_width": 32, "student.encoder_layers": 1, "student.decoder_layers": 2}
@@ -50,15 +46,12 @@ Curve = dict[int, dict[str, float]]
 def curve(config: DistillConfig, learn: Shards, test: Shards) -> tuple[Curve, float]:
     """What a student learns in `optim.steps` steps, and the seconds it took to build."""
     teacher = load_teacher(config.teacher.source)
-    looked_at = calibration_batches(
-        learn, config.data, teacher.image_size, config.student.calibration_images, config.run.seed
-    )
     started = time.perf_counter()
-    student = build_student(config.student, teacher, config.run.seed, looked_at)
+    pupil = make_pupil(config, teacher, learn)
     seconds = time.perf_counter() - started
-    torch.manual_seed(config.run.seed)
-    pupil = Pupil(student, {name: teacher.feature_widths[name] for name in imitated_features(config.distillation)})
-    losses = losses_against(teacher, config, test, student.image_size)
+    side = pupil.student.image_size
+    losses = losses_against(teacher, config, test, side)
+    quality = measured_on(config, test, side)
     found: Curve = {}
     every = iter(range(0, config.optim.steps + 1, config.eval.every_steps))
     due = measured_steps(config.optim.steps)
@@ -67,26 +60,11 @@ def curve(config: DistillConfig, learn: Shards, test: Shards) -> tuple[Curve, fl
         step = next(every)
         if step not in due:
             return {"miou_all": 0.0}  # nobody reads it
-        own = evaluation_batches(test, config.data, student.image_size)
-        metrics = evaluate(module, own, config.eval.threshold, device="cpu")
+        metrics = quality(module)
         found[step] = {"miou_positive": metrics["miou_positive"], **losses(module)}
         return metrics
 
-    with tempfile.TemporaryDirectory() as directory:
-        report = train(
-            config,
-            pupil=pupil,
-            teacher=teacher,
-            strategy=make_strategy(config),
-            batches=endless(
-                learn.row_groups, config.data, max(student.image_size, teacher.image_size), seed=config.run.seed
-            ),
-            evaluate=measure,
-            publish=lambda report: None,
-            folder=CheckpointFolder(directory),
-        )
-    if report.step < config.optim.steps:  # SIGTERM ends a run in order
-        raise SystemExit(f"stopped at step {report.step} of {config.optim.steps}")
+    bare_run(config, teacher, pupil, learn, measure)
     return found, seconds
 
 

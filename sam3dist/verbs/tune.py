@@ -69,13 +69,15 @@ VERB = Verb(
     name="tune",
     summary="search loss knobs and student shapes together for the Pareto front of quality and size",
     details="A key of the search itself (trials, sampler, max_concurrent, asha.enabled, space.KEY) changes it;\n"
-    "any other key is set on every trial. The same command again goes on where it stopped.\n"
+    "any other key is set on every trial. The same command again goes on where it stopped; so does run.resume=RUN.\n"
     "In the end every trial keeps its student, and those on the front also what training on would need.\n"
     "Watch it: optuna-dashboard on the journal in the run directory, tensorboard on the run directory.",
     examples=(
         "sam3dist tune search_spaces/quick.yaml data.train=shards/train data.val=shards/val",
         "sam3dist tune search_spaces/full.yaml data.train=D data.val=V trials=100 max_concurrent=16",
         "sam3dist tune search_spaces/smoke.yaml trials=2 optim.steps=40",
+        "sam3dist tune search_spaces/mobile.yaml data.train=D data.val=V finalists.count=3 finalists.steps=40000",
+        "sam3dist tune search_spaces/full.yaml data.train=D data.val=V run.resume=runs/tune-full",
         "sam3dist tune mine.yaml 'space.distillation.temperature={uniform: [1, 4]}' sampler=gp",
     ),
     arguments=arguments,

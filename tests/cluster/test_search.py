@@ -51,6 +51,7 @@ def write_space(folder: Path, settings: dict[str, Any]) -> Path:
         "seeds": [{WIDTH: width, "distillation.temperature": 2.0} for width in (24, 32, 64, 96, 16)],
         "trials": 3,
         "max_concurrent": 1,
+        "finalists": {"count": 1, "steps": 2},
         "sampler": "tpe",
         "asha": {"grace_share": 0.5},
         "max_params_millions": 0.3,
@@ -132,12 +133,20 @@ def test_a_killed_search_is_submitted_again_ends_well_and_gives_everything_back(
     assert "images/s" in log
     assert log.count("trial 004  step 4/4") == 1
 
+    (finalist,) = report["finalists"]
+    (again,) = finalist["runs"]
+    assert (finalist["trial"], again["seed"]) == ("004", 0)
+    assert again["metrics"].keys() == trials["004"]["metrics"].keys()
+    assert finalist["mean"] == again["metrics"]["miou_all"]
+    assert (Path(again["checkpoint"]) / "student").is_dir()
+    assert "trial 004-seed0  step 2/2" in log
+
     kept = {part: {path.parts[-4] for path in run_dir.glob(f"trials/*/*/*/{part}")} for part in ("student", "training")}
     assert kept == {"student": {"001", "002", "004"}, "training": {"004"}}
     assert submit(["tune", str(space)], running_cluster.dashboard, here, out=io.StringIO()) == 0
-    again = json.loads((run_dir / "report.json").read_text())
-    for key in ("trials", "front", "best", "hypervolume"):
-        assert again[key] == report[key]
+    repeated = json.loads((run_dir / "report.json").read_text())
+    for key in ("trials", "front", "best", "hypervolume", "finalists"):
+        assert repeated[key] == report[key]
     assert finished.stat().st_mtime_ns == untouched
 
     # Another question in the same directory would mix two answers. Asked by Ray's own command, whose code is 0 or 1.

@@ -7,11 +7,21 @@ import numpy as np
 import pytest
 
 from sam3dist.errors import ConfigError
-from sam3dist.objective import hypervolume, pareto_front, score
+from sam3dist.models.size import ModelSize
+from sam3dist.objective import LATENCY_REFERENCE_MS, hypervolume, pareto_front, reference_size, score, size_of
 
 
 def objective(quality: str = "miou_all", size_weight: float = 0.1) -> SimpleNamespace:
     return SimpleNamespace(quality=quality, size_weight=size_weight)
+
+
+def test_size_is_what_the_objective_calls_so():
+    model = ModelSize(2.0, {"int8": 2.1, "int4": 1.2}, {})
+    sizes = {"params_millions": 2.0, "megabytes": 1.2, "latency_ms": 33.0}
+    for name, expected in sizes.items():
+        wanted = SimpleNamespace(size=name, precision="int4")
+        assert size_of(model, wanted, latency_ms=33.0) == expected
+        assert reference_size(model, wanted) == (LATENCY_REFERENCE_MS if name == "latency_ms" else expected)
 
 
 def test_score_is_quality_at_the_reference_size_and_gains_the_weight_per_tenfold_shrinking():

@@ -1,0 +1,226 @@
+"""Loss and shape searched together, against chance, and against shape first and loss weights afterwards.
+
+    python benchmarks/search.py [--trials 12] [--seeds 3] [--steps 40] [--record FILE.jsonl] [key=value ...]
+
+Every trial is a real distillation on generated scenes, without Ray, from the smoke preset. All three arms train equally
+many students for equally many steps with the same sampler seeds:
+
+    joint      loss knobs and shape in one space, the sampler of --sampler
+    random     the same space, points by chance
+    two_stage  half of the trials for the shape, with the recommended loss; the rest for the loss knobs, on the shapes
+               that are on the front of the first half
+
+The figure is the hypervolume of each arm's front: quality (mIoU over all pairs) times decades of size below the
+teacher's, that no student beats. A trial is written to --record as soon as it ends and is not trained again. Prints a
+line per trial, a table of seeds and, last, one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import Trial
+from parts.bare_run import bare_run, make_pupil, measured_on
+
+from cluster.searcher import Refusal, Space, make_sampler
+from sam3dist.config.distill import DistillConfig
+from sam3dist.config.load import load_preset, with_overrides
+from sam3dist.config.search import SearchConfig
+from sam3dist.data.samples.write import scene_shards
+from sam3dist.data.shards import Shards, open_shards
+from sam3dist.models.size import model_size
+from sam3dist.models.teacher import load_teacher
+from sam3dist.objective import hypervolume, pareto_front
+
+LOSS = {
+    "distillation.temperature": {"uniform": [1.0, 8.0]},
+    "distillation.alpha": {"uniform": [0.05, 0.95]},
+    "distillation.beta": {"one_minus": "distillation.alpha"},
+    "distillation.gamma": {"uniform": [0.0, 3.0]},
+    "optim.learning_rate": {"loguniform": [5.0e-5, 3.0e-3]},
+}
+SHAPE = {
+    "student.vision_width": {"choice": [64, 96, 128]},
+    "student.vision_depth": {"integer": [1, 4]},
+    "student.decoder_layers": {"integer": [1, 3]},
+    "student.text_width": {"choice": [32, 64]},
+}
+RECOMMENDED = {
+    "distillation.temperature": 4.0,
+    "distillation.alpha": 0.5,
+    "distillation.beta": 0.5,
+    "distillation.gamma": 0.0,
+}
+SETTINGS = {
+    "data.images_per_batch": 4,
+    "eval.max_images": 32,
+    "student.calibration_images": 8,
+    "optim.warmup_steps": 4,
+}
+ARMS = ("joint", "random", "two_stage")
+QUALITY = "miou_all"
+
+Point = tuple[float, float]
+"""(quality, millions of parameters)."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Trains students, and remembers all that were ever trained."""
+
+    base: DistillConfig
+    learn: Shards
+    test: Shards
+    record: Path
+
+    def known(self, key: Mapping[str, Any]) -> Point | None:
+        if not self.record.is_file():
+            return None
+        for line in self.record.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["key"] == key:
+                return row["quality"], row["params_millions"]
+        return None
+
+    def __call__(self, values: Mapping[str, Any], run_seed: int) -> Point:
+        """Quality and size of the student of these values."""
+        key = {**values, "run.seed": run_seed, "optim.steps": self.base.optim.steps}
+        found = self.known(key)
+        if found is not None:
+            return found
+        began = time.perf_counter()
+        config = with_overrides(self.base, {**values, "run.seed": run_seed})
+        teacher = load_teacher(config.teacher.source)
+        pupil = make_pupil(config, teacher, self.learn)
+        report = bare_run(config, teacher, pupil, self.learn, measured_on(config, self.test, pupil.student.image_size))
+        row = {
+            "key": key,
+            "quality": report.metrics[QUALITY],
+            "untrained": report.before[QUALITY],
+            "params_millions": report.params_millions,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        with self.record.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+        return row["quality"], row["params_millions"]
+
+
+def searched(
+    search: SearchConfig, base: DistillConfig, refuse: Refusal, train: Callable[[Mapping[str, Any]], Point]
+) -> list[tuple[dict[str, Any], Point]]:
+    """So many trials as the search has, as `sam3dist tune` suggests them one at a time."""
+    study = optuna.create_study(sampler=make_sampler(search), directions=["maximize", "minimize"])
+    for point in search.seeds:
+        study.enqueue_trial(dict(point))
+    space, found = Space(search.space), []
+
+    def objective(trial: Trial) -> Point:
+        values = space(trial)
+        objection = refuse(values)
+        if objection is not None:
+            trial.set_constraint("limits", objection.excess)
+            raise optuna.TrialPruned(objection.reason)
+        point = train(values)
+        found.append((values, point))
+        return point
+
+    while len(found) < search.trials:
+        study.optimize(objective, n_trials=1)
+    return found
+
+
+def arm_points(arm: str, seed: int, options: argparse.Namespace, trials: Trials, refuse: Refusal) -> list[Point]:
+    """What the trials of one arm and seed found."""
+
+    def train(values: Mapping[str, Any]) -> Point:
+        began = time.perf_counter()
+        point = trials(values, seed)
+        shown = "  ".join(f"{key.rpartition('.')[2]} {value:.3g}" for key, value in values.items())
+        took = time.perf_counter() - began
+        print(f"{arm:<10} seed {seed}  {point[0]:.4f}  {point[1]:.3f} M  {took:5.1f} s  {shown}", flush=True)
+        return point
+
+    def search(space: Mapping[str, Any], number: int, sampler: str, seeds: tuple[Any, ...] = ()) -> Any:
+        startup = {} if sampler == "random" else {"startup_trials": max(2, number // 3)}
+        settings = {"space": space, "trials": number, "sampler": sampler, "seed": seed, "seeds": seeds, **startup}
+        return searched(SearchConfig.model_validate(settings), trials.base, refuse, train)
+
+    recommended = {key: value for key, value in RECOMMENDED.items() if "one_minus" not in LOSS[key]}
+    if arm != "two_stage":
+        sampler = "random" if arm == "random" else options.sampler
+        found = search({**LOSS, **SHAPE}, options.trials, sampler, (recommended,))
+        return [point for _, point in found]
+    first_half = options.trials // 2
+    settled = {key: {"choice": [value]} for key, value in RECOMMENDED.items()}
+    first = search({**SHAPE, **settled}, first_half, options.sampler)
+    shapes = [{key: first[place][0][key] for key in SHAPE} for place in pareto_front([point for _, point in first])]
+    of_front = {"choice": [json.dumps(shape) for shape in shapes]}
+
+    def unpacked(values: Mapping[str, Any]) -> dict[str, Any]:
+        rest = {key: value for key, value in values.items() if key != "shape"}
+        return {**json.loads(values["shape"]), **rest}
+
+    whole = train
+    second = searched(
+        SearchConfig.model_validate(
+            {
+                "space": {"shape": of_front, **LOSS},
+                "trials": options.trials - first_half,
+                "sampler": options.sampler,
+                "startup_trials": max(2, first_half // 3),
+                "seed": seed,
+            }
+        ),
+        trials.base,
+        lambda values: refuse(unpacked(values)),  # type: ignore[arg-type]
+        lambda values: whole(unpacked(values)),
+    )
+    return [point for _, point in [*first, *second]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=12, help="students of each arm and seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40, help="updates of each student")
+    parser.add_argument("--images", type=int, default=128, help="training scenes")
+    parser.add_argument("--sampler", choices=("tpe", "gp", "nsga2"), default="tpe", help="of joint and two_stage")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--record", type=Path, default=Path("runs/search-benchmark.jsonl"), help="of all trials")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the smoke preset")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    changes = {**SETTINGS, "optim.steps": options.steps, "eval.every_steps": options.steps}
+    changes |= dict(item.split("=", 1) for item in options.overrides)
+    base = with_overrides(load_preset("smoke"), changes)
+    teacher = load_teacher(base.teacher.source).net.config
+    reference = model_size(teacher).params_millions
+    areas: dict[str, list[float]] = {arm: [] for arm in options.arms.split(",")}
+    with tempfile.TemporaryDirectory() as folder:
+        learn = open_shards(scene_shards(Path(folder), options.images, seed=100))
+        test = open_shards(scene_shards(Path(folder), 32, seed=101))
+        trials = Trials(base, learn, test, options.record)
+        for seed in range(options.seeds):
+            for arm in areas:
+                points = arm_points(arm, seed, options, trials, Refusal(base, teacher))
+                areas[arm].append(hypervolume(points, (0.0, reference), log_size=True))
+                print(f"{arm:<10} seed {seed}  hypervolume {areas[arm][-1]:.4f}", flush=True)
+    print("\nhypervolume " + "".join(f"{f'seed {seed}':>10}" for seed in range(options.seeds)) + f"{'mean':>10}")
+    for arm, found in areas.items():
+        print(f"{arm:<12}" + "".join(f"{area:>10.4f}" for area in [*found, statistics.mean(found)]))
+    means = {f"hypervolume_{arm}": statistics.mean(found) for arm, found in areas.items()}
+    print(json.dumps({**means, "each": areas, "trials": options.trials, "steps": options.steps}))
+
+
+if __name__ == "__main__":
+    main()
