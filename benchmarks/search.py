@@ -22,16 +22,16 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import Trial
+from optuna.trial import TrialState
 from parts.bare_run import bare_run, make_pupil, measured_on
 
-from cluster.searcher import Refusal, Space, make_sampler
+from cluster.searcher import LIMITS, Refusal, Space, make_sampler
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import load_preset, with_overrides
 from sam3dist.config.search import SearchConfig
@@ -68,6 +68,8 @@ SETTINGS = {
 }
 ARMS = ("joint", "random", "two_stage")
 QUALITY = "miou_all"
+SHAPES = "shape"
+"""In the second stage: the key of a whole shape, as JSON."""
 
 Point = tuple[float, float]
 """(quality, millions of parameters)."""
@@ -115,77 +117,63 @@ class Trials:
         return row["quality"], row["params_millions"]
 
 
-def searched(
-    search: SearchConfig, base: DistillConfig, refuse: Refusal, train: Callable[[Mapping[str, Any]], Point]
-) -> list[tuple[dict[str, Any], Point]]:
-    """So many trials as the search has, as `sam3dist tune` suggests them one at a time."""
-    study = optuna.create_study(sampler=make_sampler(search), directions=["maximize", "minimize"])
-    for point in search.seeds:
-        study.enqueue_trial(dict(point))
-    space, found = Space(search.space), []
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend so many trials: what suggests, what may be trained, and how it is trained."""
 
-    def objective(trial: Trial) -> Point:
-        values = space(trial)
-        objection = refuse(values)
-        if objection is not None:
-            trial.set_constraint("limits", objection.excess)
-            raise optuna.TrialPruned(objection.reason)
-        point = train(values)
-        found.append((values, point))
-        return point
+    name: str
+    seed: int
+    sampler: str
+    trials: Trials
+    refuse: Refusal
 
-    while len(found) < search.trials:
-        study.optimize(objective, n_trials=1)
-    return found
+    def points(self, count: int) -> list[Point]:
+        """Quality and size of `count` students."""
+        if self.name == "two_stage":
+            return self._two_stages(count)
+        recommended = {key: RECOMMENDED[key] for key in RECOMMENDED if "one_minus" not in LOSS[key]}
+        return [point for _, point in self._searched({**LOSS, **SHAPE}, count, first=recommended)]
 
+    def _two_stages(self, count: int) -> list[Point]:
+        settled = {key: {"choice": [value]} for key, value in RECOMMENDED.items()}
+        first = self._searched({**SHAPE, **settled}, count // 2)
+        front = pareto_front([point for _, point in first])
+        shapes = [json.dumps({key: first[place][0][key] for key in SHAPE}) for place in front]
+        second = self._searched({SHAPES: {"choice": shapes}, **LOSS}, count - count // 2)
+        return [point for _, point in [*first, *second]]
 
-def arm_points(arm: str, seed: int, options: argparse.Namespace, trials: Trials, refuse: Refusal) -> list[Point]:
-    """What the trials of one arm and seed found."""
+    def _searched(
+        self, space: Mapping[str, Any], count: int, first: Mapping[str, Any] | None = None
+    ) -> list[tuple[dict[str, Any], Point]]:
+        """Values and point of each trial, suggested as `sam3dist tune` does, one at a time."""
+        startup = {} if self.sampler == "random" else {"startup_trials": max(2, count // 3)}
+        settings = {"space": space, "trials": count, "sampler": self.sampler, "seed": self.seed, **startup}
+        search = SearchConfig.model_validate(settings)
+        study = optuna.create_study(sampler=make_sampler(search), directions=["maximize", "minimize"])
+        if first is not None:
+            study.enqueue_trial(dict(first))
+        suggest, found = Space(search.space), []
+        while len(found) < count:
+            trial = study.ask()
+            values = suggest(trial)
+            values |= json.loads(values.pop(SHAPES, "{}"))
+            objection = self.refuse(values)
+            if objection is None:
+                point = self._trained(values)
+                found.append((values, point))
+                study.tell(trial, point)
+            else:
+                trial.set_constraint(LIMITS, objection.excess)
+                study.tell(trial, state=TrialState.PRUNED)
+        return found
 
-    def train(values: Mapping[str, Any]) -> Point:
+    def _trained(self, values: Mapping[str, Any]) -> Point:
         began = time.perf_counter()
-        point = trials(values, seed)
+        point = self.trials(values, self.seed)
         shown = "  ".join(f"{key.rpartition('.')[2]} {value:.3g}" for key, value in values.items())
         took = time.perf_counter() - began
-        print(f"{arm:<10} seed {seed}  {point[0]:.4f}  {point[1]:.3f} M  {took:5.1f} s  {shown}", flush=True)
+        print(f"{self.name:<10} {self.seed}  {point[0]:.4f}  {point[1]:.3f} M  {took:5.1f} s  {shown}", flush=True)
         return point
-
-    def search(space: Mapping[str, Any], number: int, sampler: str, seeds: tuple[Any, ...] = ()) -> Any:
-        startup = {} if sampler == "random" else {"startup_trials": max(2, number // 3)}
-        settings = {"space": space, "trials": number, "sampler": sampler, "seed": seed, "seeds": seeds, **startup}
-        return searched(SearchConfig.model_validate(settings), trials.base, refuse, train)
-
-    recommended = {key: value for key, value in RECOMMENDED.items() if "one_minus" not in LOSS[key]}
-    if arm != "two_stage":
-        sampler = "random" if arm == "random" else options.sampler
-        found = search({**LOSS, **SHAPE}, options.trials, sampler, (recommended,))
-        return [point for _, point in found]
-    first_half = options.trials // 2
-    settled = {key: {"choice": [value]} for key, value in RECOMMENDED.items()}
-    first = search({**SHAPE, **settled}, first_half, options.sampler)
-    shapes = [{key: first[place][0][key] for key in SHAPE} for place in pareto_front([point for _, point in first])]
-    of_front = {"choice": [json.dumps(shape) for shape in shapes]}
-
-    def unpacked(values: Mapping[str, Any]) -> dict[str, Any]:
-        rest = {key: value for key, value in values.items() if key != "shape"}
-        return {**json.loads(values["shape"]), **rest}
-
-    whole = train
-    second = searched(
-        SearchConfig.model_validate(
-            {
-                "space": {"shape": of_front, **LOSS},
-                "trials": options.trials - first_half,
-                "sampler": options.sampler,
-                "startup_trials": max(2, first_half // 3),
-                "seed": seed,
-            }
-        ),
-        trials.base,
-        lambda values: refuse(unpacked(values)),  # type: ignore[arg-type]
-        lambda values: whole(unpacked(values)),
-    )
-    return [point for _, point in [*first, *second]]
 
 
 def main() -> None:
@@ -211,10 +199,11 @@ def main() -> None:
         test = open_shards(scene_shards(Path(folder), 32, seed=101))
         trials = Trials(base, learn, test, options.record)
         for seed in range(options.seeds):
-            for arm in areas:
-                points = arm_points(arm, seed, options, trials, Refusal(base, teacher))
-                areas[arm].append(hypervolume(points, (0.0, reference), log_size=True))
-                print(f"{arm:<10} seed {seed}  hypervolume {areas[arm][-1]:.4f}", flush=True)
+            for name, found in areas.items():
+                sampler = "random" if name == "random" else options.sampler
+                points = Arm(name, seed, sampler, trials, Refusal(base, teacher)).points(options.trials)
+                found.append(hypervolume(points, (0.0, reference), log_size=True))
+                print(f"{name:<10} {seed}  hypervolume {found[-1]:.4f}", flush=True)
     print("\nhypervolume " + "".join(f"{f'seed {seed}':>10}" for seed in range(options.seeds)) + f"{'mean':>10}")
     for arm, found in areas.items():
         print(f"{arm:<12}" + "".join(f"{area:>10.4f}" for area in [*found, statistics.mean(found)]))

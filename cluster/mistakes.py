@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, TrainingFailedError, UserCallback
 
 # Ray hands these to whoever catches a ControllerError, but exports them nowhere.
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from sam3dist.errors import ResourceError, Sam3DistError
+from sam3dist.errors import MemoryFullError, ResourceError, Sam3DistError, first_line
 
-WRAPPERS = ("controller_failure", "cause", "__cause__", "__context__")
+WRAPPERS = ("controller_failure", "health_check_failure", "cause", "__cause__", "__context__")
 """Attributes by which Ray's and Python's errors hold the one before."""
 
 
@@ -32,11 +32,12 @@ class GiveUpOnMistakes(UserCallback):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Inside, what Ray Train raises is the mistake that it holds, or a ResourceError where workers never started."""
+    """Inside, what Ray Train raises is the mistake that it holds, or a ResourceError where workers never started or a
+    node's memory was full."""
     try:
         yield
     except TrainingFailedError as error:
-        mistake = persons_mistake(error) or _not_started(error)
+        mistake = persons_mistake(error) or _not_started(error) or _memory_full(error)
         if mistake is None:
             raise
         raise mistake from error
@@ -53,19 +54,37 @@ def _not_started(error: TrainingFailedError) -> ResourceError | None:
     )
 
 
+def _memory_full(error: BaseException) -> MemoryFullError | None:
+    """Where Ray has ended a worker since the main memory of its node was full."""
+    for found in _held(error):
+        if isinstance(found, OutOfMemoryError):
+            return MemoryFullError(
+                f"the memory of a node was full, and Ray ended a worker ({first_line(found)}); lower "
+                "data.images_per_batch and raise optim.accumulate, lower data.prefetch_batches, or give each node fewer "
+                "workers (strategy.cpus_per_worker)."
+            )
+    return None
+
+
 def persons_mistake(error: BaseException | None) -> Sam3DistError | None:
     """The error for a person inside this one, or None."""
+    for found in _held(error):
+        # Ray makes a class that is both of a task's error and its cause; its text is the whole traceback.
+        if isinstance(found, Sam3DistError) and not isinstance(found, RayTaskError):
+            return found
+    return None
+
+
+def _held(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it holds, each once."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
         found = waiting.pop()
-        # Ray makes a class that is both of a task's error and its cause; its text is the whole traceback.
-        if isinstance(found, Sam3DistError) and not isinstance(found, RayTaskError):
-            return found
         if found is None or id(found) in seen:
             continue
+        yield found
         seen.add(id(found))
         workers: Mapping[int, object] = getattr(found, "worker_failures", {})
         held = [*workers.values(), *(getattr(found, name, None) for name in WRAPPERS)]
         waiting.extend(each for each in held if isinstance(each, BaseException))
-    return None

@@ -22,7 +22,7 @@ from cluster.halving import RememberingAsha
 from cluster.hparams import Hparams
 from cluster.mirror import Mirror, restore
 from cluster.outcome import Narrator, summary
-from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, refused_trials, require_some_shape
+from cluster.searcher import TRIAL, VALUES, JointSearch, Refusal, begin_study, refused_trials, require_some_shape
 from cluster.session import session
 from cluster.taught import shape_source, stored_answers
 from cluster.teachers import teachers
@@ -106,8 +106,8 @@ def _tuner(search: SearchConfig, trial: TrialRun, run_dir: Path, refuse: Refusal
     # What a crash in the first seconds left: without Tune's state nobody knows which trial is which.
     shutil.rmtree(run_dir / TRIALS, ignore_errors=True)
     shutil.rmtree(state, ignore_errors=True)
-    for name in (JOURNAL, RUNGS):
-        (run_dir / name).unlink(missing_ok=True)
+    (run_dir / RUNGS).unlink(missing_ok=True)
+    begin_study(search, run_dir / JOURNAL)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / CONFIG).write_text(to_yaml(search), encoding="utf-8")
     (run_dir / BASE).write_text(to_yaml(base), encoding="utf-8")

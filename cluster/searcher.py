@@ -158,6 +158,26 @@ def _values(search: SearchConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
     return draw(search.space, lambda key, _: asked[key])
 
 
+def begin_study(search: SearchConfig, journal: Path) -> None:
+    """Clear away what a start that came to nothing has left of the study.
+
+    ConfigError where a database has a study of this name with trials in it: they are those of another search.
+    """
+    journal.unlink(missing_ok=True)
+    if search.storage is None:
+        return
+    storage = study_storage(search, journal)
+    if search.name not in optuna.get_all_study_names(storage):
+        return
+    trials = optuna.load_study(study_name=search.name, storage=storage).get_trials(deepcopy=False)
+    if any(trial.state.is_finished() for trial in trials):
+        raise ConfigError(
+            f"storage={search.storage}: has a study called {search.name} already; choose another name, or run.resume "
+            "the directory of the search that it belongs to."
+        )
+    optuna.delete_study(study_name=search.name, storage=storage)
+
+
 def make_sampler(search: SearchConfig) -> BaseSampler:
     """The sampler of a search, in its first trials random."""
     with warnings.catch_warnings():

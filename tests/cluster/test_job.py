@@ -10,17 +10,21 @@ from pathlib import Path
 
 import pytest
 from ray import cloudpickle
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.job_submission import JobDetails, JobStatus, JobType
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 
 from cluster import prepare
 from cluster.job import lasting, run, split
 from cluster.mistakes import GiveUpOnMistakes, explained, persons_mistake
 from cluster.session import JOB_CONFIG, _without_those_of_the_job, job_variables
 from cluster.submit import entry, exit_code
-from sam3dist.errors import ConfigError, DataError, ResourceError
+from sam3dist.errors import ConfigError, DataError, MemoryFullError, ResourceError
 
 
 def test_words_are_arguments_or_overrides():
@@ -80,6 +84,12 @@ def test_a_persons_mistake_is_found_under_what_ray_wraps_around_it():
         assert str(persons_mistake(cloudpickle.loads(cloudpickle.dumps(wrapped)))) == str(mistake)
     assert persons_mistake(WorkerGroupError("lost", {0: RuntimeError("killed")})) is None
     assert persons_mistake(None) is None
+
+
+def test_a_worker_that_ray_ended_for_want_of_memory_is_told_with_the_way_out():
+    lost = WorkerHealthCheckFailedError("lost", failure=OutOfMemoryError("Task was killed due to the node's memory"))
+    with pytest.raises(MemoryFullError, match=r"Ray ended a worker \(.*\); lower data.images_per_batch"), explained():
+        raise WorkerGroupError("lost", {0: lost})
 
 
 def raised(error: Exception) -> Exception:

@@ -19,6 +19,7 @@ from cluster.searcher import (
     JointSearch,
     Objection,
     Refusal,
+    begin_study,
     make_sampler,
     refused_trials,
     require_some_shape,
@@ -223,11 +224,20 @@ def test_the_remainder_and_the_unmet_condition_reach_the_trial(tmp_path: Path):
     assert search.suggest("a")[VALUES] == expected
 
 
+def test_a_study_that_came_to_nothing_makes_room(tmp_path: Path):
+    search = make_search(storage=f"sqlite:///{tmp_path}/studies.db", name="mine")
+    joint(search, tmp_path).suggest("a")  # and killed before it ended
+    begin_study(search, tmp_path / "journal")
+    assert joint(search, tmp_path).suggest("a")[TRIAL] == "000"
+
+
 def test_the_study_can_be_kept_in_a_database_and_a_wrong_one_is_told(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/studies.db"
     search = make_search(storage=url, name="mine", seeds=({WIDTH: 128},))
     joint(search, tmp_path, limit=64).suggest("a")
     assert not (tmp_path / "journal").exists()
     assert refused_trials(search, tmp_path / "journal")[0].values[WIDTH] == 128
+    with pytest.raises(ConfigError, match=r"has a study called mine already; choose another name"):
+        begin_study(search, tmp_path / "journal")
     with pytest.raises(ConfigError, match=r"storage=nonsense://x: no such store \(.*\); write sqlite"):
         joint(make_search(storage="nonsense://x"), tmp_path)
