@@ -60,7 +60,7 @@ def _memory_full(error: BaseException) -> MemoryFullError | None:
         if isinstance(found, OutOfMemoryError):
             return MemoryFullError(
                 f"the memory of a node was full, and Ray ended a worker ({first_line(found)}); lower "
-                "data.images_per_batch and raise optim.accumulate, lower data.prefetch_batches, or give each node fewer "
+                "data.images_per_batch and raise optim.accumulate, lower data.prefetch_batches, or give a node fewer "
                 "workers (strategy.cpus_per_worker)."
             )
     return None
