@@ -23,12 +23,13 @@ PATIENCE_S = 600.0
 
 @dataclass
 class Job:
-    """`python -m cluster.train` on the head of a cluster, with these settings."""
+    """`python -m cluster.train` on the head of a cluster, or another machine of it, with these settings."""
 
     cluster: Nodes
     run_dir: Path
     settings: Mapping[str, Any]
     variables: Mapping[str, str] = field(default_factory=dict)
+    on: int = 0
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,10 +39,10 @@ class Job:
     def start(self) -> None:
         words = as_words({**self.settings, "run.dir": self.run_dir, "run.address": self.cluster.address})
         python = [sys.executable, "-m", "cluster.train", "smoke"]
-        self.process = self.cluster.run([*python, *words], self.log, **self.variables)
+        self.process = self.cluster.run([*python, *words], self.log, self.on, **self.variables)
 
     def kill(self) -> None:
-        """End the driver at once, with all that it started on the head."""
+        """End the driver at once, with all that it started."""
         assert self.process is not None
         end(self.process)
         self.process.wait(20)

@@ -97,10 +97,12 @@ class Nodes:
     def address(self) -> str:
         return f"{self.head.address}:{self.port}"
 
-    def start(self, number: int, cpus: int = 1) -> Node:
-        """The machine of this number, with Ray on it; number 0 is the head, which offers no CPU."""
-        node = self.nodes.get(number) or self._plugged_in(number)
-        self.nodes[number] = node
+    def start(self, number: int, cpus: int = 1, **variables: str) -> Node:
+        """The machine of this number, with Ray on it; number 0 is the head, which offers no CPU.
+
+        variables: of the environment of Ray on this machine alone.
+        """
+        node = self.machine(number)
         shutil.rmtree(node.temp_dir, ignore_errors=True)  # a new machine has an empty disk
         agent, client, metrics = free_ports(3)
         words = [str(Path(sys.executable).parent / "ray"), "start", "--block", f"--node-ip-address={node.address}"]
@@ -117,7 +119,7 @@ class Nodes:
         with Path(self.root, f"node-{number}.log").open("ab") as log:
             node.process = subprocess.Popen(
                 node.command([*own, *words]),
-                env=self.environment(),
+                env=self.environment() | variables,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -132,11 +134,11 @@ class Nodes:
         card = {"GLOO_SOCKET_IFNAME": "eth0"} if ROOT else {}
         return kept | self.variables | card | {"PATH": path, "RAY_ADDRESS": self.address}
 
-    def run(self, words: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
-        """A program on the head, which writes to this log; killed as a group."""
+    def run(self, words: Sequence[str], log: Path, on: int = 0, **variables: str) -> subprocess.Popen[bytes]:
+        """A program on the head, or on another machine, which writes to this log; killed as a group."""
         with log.open("ab") as out:
             return subprocess.Popen(
-                self.head.command(words),
+                self.machine(on).command(words),
                 env=self.environment() | variables,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -173,8 +175,10 @@ class Nodes:
         return [title for title in titles if not title.startswith(OF_THE_CLUSTER)]
 
     def machine(self, number: int) -> Node:
-        """A machine of this number without Ray on it."""
-        return self.nodes.setdefault(number, self._plugged_in(number))
+        """The machine of this number; a new one has no Ray on it."""
+        if number not in self.nodes:
+            self.nodes[number] = self._plugged_in(number)
+        return self.nodes[number]
 
     def _wait_for_head(self, seconds: int = 90) -> None:
         """Return once Ray's control service listens."""
