@@ -1,4 +1,4 @@
-"""The head dies while Redis keeps its tables, which is Ray's GCS fault tolerance, and comes back: nobody starts anew."""
+"""The head dies while Redis keeps its tables, which is Ray's GCS fault tolerance, and comes back."""
 
 from __future__ import annotations
 
