@@ -24,14 +24,15 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from parts.ask_and_tell import SHAPES, Found, Point, ask_and_tell
 from parts.bare_run import bare_run, make_pupil, measured_on
 
-from cluster.searcher import LIMITS, Refusal, Space, make_sampler
+from cluster.searcher import Refusal
 from sam3dist.config.distill import DistillConfig
 from sam3dist.config.load import load_preset, with_overrides
 from sam3dist.config.search import SearchConfig
@@ -68,11 +69,6 @@ SETTINGS = {
 }
 ARMS = ("joint", "random", "two_stage")
 QUALITY = "miou_all"
-SHAPES = "shape"
-"""In the second stage: the key of a whole shape, as JSON."""
-
-Point = tuple[float, float]
-"""(quality, millions of parameters)."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Trials:
         row = {
             "key": key,
             "quality": report.metrics[QUALITY],
-            "untrained": report.before[QUALITY],
+            "metrics": {name: round(value, 4) for name, value in report.metrics.items() if isfinite(value)},
             "params_millions": report.params_millions,
             "seconds": round(time.perf_counter() - began, 1),
         }
@@ -142,30 +138,12 @@ class Arm:
         second = self._searched({SHAPES: {"choice": shapes}, **LOSS}, count - count // 2)
         return [point for _, point in [*first, *second]]
 
-    def _searched(
-        self, space: Mapping[str, Any], count: int, first: Mapping[str, Any] | None = None
-    ) -> list[tuple[dict[str, Any], Point]]:
-        """Values and point of each trial, suggested as `sam3dist tune` does, one at a time."""
+    def _searched(self, space: Mapping[str, Any], count: int, first: Mapping[str, Any] | None = None) -> Found:
         startup = {} if self.sampler == "random" else {"startup_trials": max(2, count // 3)}
         settings = {"space": space, "trials": count, "sampler": self.sampler, "seed": self.seed, **startup}
-        search = SearchConfig.model_validate(settings)
-        study = optuna.create_study(sampler=make_sampler(search), directions=["maximize", "minimize"])
-        if first is not None:
-            study.enqueue_trial(dict(first))
-        suggest, found = Space(search.space), []
-        while len(found) < count:
-            trial = study.ask()
-            values = suggest(trial)
-            values |= json.loads(values.pop(SHAPES, "{}"))
-            objection = self.refuse(values)
-            if objection is None:
-                point = self._trained(values)
-                found.append((values, point))
-                study.tell(trial, point)
-            else:
-                trial.set_constraint(LIMITS, objection.excess)
-                study.tell(trial, state=TrialState.PRUNED)
-        return found
+        return ask_and_tell(
+            SearchConfig.model_validate({**settings, "seeds": [first] if first else []}), self.refuse, self._trained
+        )
 
     def _trained(self, values: Mapping[str, Any]) -> Point:
         began = time.perf_counter()
