@@ -5,9 +5,9 @@
 The record is that of `benchmarks/search.py`: what real distillations gave for loss knobs and shapes. A Gaussian process
 with a length for each knob is fitted to their quality, and its mean stands for the training of a student; its size is
 counted. How far that can be trusted is told first: the share of the variance of trials that were left out, in ten
-folds, that it explains. Each sampler searches as `sam3dist tune` does. Prints the hypervolume of what it found as a share
-of that of the true front (from 50,000 random points and all that any sampler found), the mean and deviation over
-seeds, and the seconds a suggestion takes; last, one JSON object.
+folds, that it explains. Each sampler searches as `sam3dist tune` does. Prints the hypervolume of what it found as a
+share of that of the true front (from 50,000 random points and all that any sampler found), the mean and deviation over
+seeds, and the time a suggestion takes; last, one JSON object.
 """
 
 from __future__ import annotations
