@@ -129,9 +129,10 @@ def test_a_cable_is_cut_and_plugged_in_again(job: Start, two_nodes: Nodes, note:
     lost.kill()  # what was declared dead may not come back; Kubernetes starts its pod again
     two_nodes.start(2)
     healed = time.monotonic()
-    before, step = len(run.resumed()), run.step()
-    until(lambda: len(at_work(two_nodes)) == 2, 300, run.end_of_log)
+    before = len(run.resumed())
+    step = until(lambda: len(at_work(two_nodes)) == 2 and run.step(), 300, run.end_of_log)
     seconds, start = run.recover(healed, before)
+    assert step - start <= EVERY + 2
     note("the cable is plugged in again", "the node joins, and the run grows to it", seconds, step - start)
     report = run.finish()
     assert report["complete"]
