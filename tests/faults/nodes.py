@@ -50,8 +50,9 @@ class Node:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray's processes on it whose title begins so, such as "ray::_RayTrainWorker"."""
-        assert self.process is not None
-        found = []
+        found: list[psutil.Process] = []
+        if self.process is None:  # a machine without Ray
+            return found
         with suppress(psutil.NoSuchProcess):
             for each in psutil.Process(self.process.pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
