@@ -31,7 +31,7 @@ from cluster.trial import MISTAKE, TrialRun, own_storage
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.config.overrides import build
 from sam3dist.config.plain import read_yaml
-from sam3dist.config.search import SearchConfig
+from sam3dist.config.search import FinalistsConfig, SearchConfig
 from sam3dist.engine.folder import TRAINING
 from sam3dist.errors import ConfigError
 from sam3dist.models.size import model_size
@@ -201,6 +201,9 @@ def _require_same_search(search: SearchConfig, run_dir: Path) -> None:
 
 
 def _question(search: SearchConfig) -> SearchConfig:
+    """The search without what may change: where it runs, and what follows it."""
     kept = {key: value for key, value in search.overrides.items() if not key.startswith("run.")}
     # Through text and back, because YAML knows lists only.
-    return SearchConfig.model_validate_json(search.model_copy(update={"overrides": kept}).model_dump_json())
+    return SearchConfig.model_validate_json(
+        search.model_copy(update={"overrides": kept, "finalists": FinalistsConfig()}).model_dump_json()
+    )
