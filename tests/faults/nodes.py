@@ -48,6 +48,13 @@ class Node:
         """The words as a command that runs on this machine."""
         return ["ip", "netns", "exec", self.namespace, *words] if ROOT else list(words)
 
+    def beside_ray(self, words: Sequence[str]) -> list[str]:
+        """The words as a command among the processes of Ray on this machine, with which it dies."""
+        if not ROOT or self.process is None:
+            return self.command(words)
+        (first,) = psutil.Process(self.process.pid).children()
+        return ["nsenter", f"--target={first.pid}", "--pid", "--net", "--mount", *words]
+
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray's processes on it whose title begins so, such as "ray::_RayTrainWorker"."""
         found: list[psutil.Process] = []
@@ -139,7 +146,7 @@ class Nodes:
         """A program on the head, or on another machine, which writes to this log; killed as a group."""
         with log.open("ab") as out:
             return subprocess.Popen(
-                self.machine(on).command(words),
+                self.machine(on).beside_ray(words) if on else self.head.command(words),
                 env=self.environment() | variables,
                 stdout=out,
                 stderr=subprocess.STDOUT,
