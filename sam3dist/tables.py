@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sam3dist.insight import none_fits
+from sam3dist.knobs import short_names
 from sam3dist.wording import shown
 
 NAMES = {
@@ -97,11 +99,40 @@ def _trials(report: Mapping[str, Any]) -> Table:
         ]
         for trial in trials
     ]
-    short = [key.rpartition(".")[2].replace("_", " ") for key in keys]
-    columns = ["trial", "state", NAMES[quality], "params (M)", *short]
+    columns = ["trial", "state", NAMES[quality], "params (M)", *short_names(keys).values()]
     marked = frozenset(index for index, trial in enumerate(trials) if trial["trial"] in on_front)
-    note = "Highlighted: on the Pareto front, so no other trial is better and smaller."
+    note = "Highlighted: on the Pareto front, so no other trial is better and smaller." if on_front else ""
     return Table("Trials", columns, rows, marked, note)
+
+
+def recommended(report: Mapping[str, Any]) -> Table | None:
+    """The student to train in full for each limit of size; None for a report without."""
+    rows = report.get("recommended") or []
+    if not any(row["smallest"] for row in rows):
+        return None
+    precision = rows[0]["precision"]
+    quality = report["objective"]["quality"]
+    cells = [
+        [
+            f"{row['limit_mb']:g}\N{NO-BREAK SPACE}MB",
+            none_fits(row) if row["trial"] is None else row["trial"],
+            shown(row["quality"]),
+            shown(row["params_millions"]),
+            shown(row["megabytes"]),
+        ]
+        for row in rows
+    ]
+    columns = ["up to", "trial", NAMES[quality], "params (M)", f"MB in {precision}"]
+    note = (
+        f"The best done trial whose weights fit the limit in {precision}. Sizes are counted; the quality is that of "
+        f"the student as trained, not in {precision}. recommended/ has a model card of each."
+    )
+    return Table("Recommended students", columns, cells, note=note)
+
+
+def commands(report: Mapping[str, Any]) -> dict[str, str]:
+    """By trial, the commands that train the recommended students in full."""
+    return {row["trial"]: row["command"] for row in report.get("recommended") or () if row["trial"] is not None}
 
 
 def _compositions(students: list[Mapping[str, Any]]) -> Table:
