@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +13,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from sam3dist.tables import NAMES, tables
+from sam3dist.charts import Chart, as_json, charts, library, trial_notes
+from sam3dist.importances import too_few
+from sam3dist.tables import NAMES, commands, recommended, tables
 from sam3dist.wording import duration, shown
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, SCRIPT = "report.html.j2", "charts.js"
 LARGE_BYTES = 300_000
+SHOWN_BY = {"pareto": "pareto", "trials": "curves"}
+"""Figures that are left out where a chart that answers the pointer shows the same."""
 
 TITLES = {
     "smoke": "Smoke run",
@@ -52,6 +56,7 @@ def html(report: Mapping[str, Any], run_dir: Path) -> str:
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
+    drawn = charts(report, run_dir) if "front" in report else []
     return environment.get_template(TEMPLATE).render(
         title=TITLES.get(report["verb"], report["verb"]),
         name=run_dir.name,
@@ -60,11 +65,24 @@ def html(report: Mapping[str, Any], run_dir: Path) -> str:
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         tiles=list(tiles(report)),
         tables=list(tables(report)),
-        pictures=list(pictures(report, run_dir)),
+        pictures=list(pictures(report, run_dir, {chart.name for chart in drawn})),
+        recommended=recommended(report),
+        commands=commands(report),
+        charts=drawn,
+        drawing=drawing(report, drawn),
+        library=library() if drawn else "",
+        script=(folder / SCRIPT).read_text(encoding="utf-8"),
+        too_few=too_few(report["trials"]) if drawn else "",
         settings=list(settings(report, run_dir)),
         numbers=[(key, shown(value)) for key, value in flat(report) if not key.startswith("versions.")],
         versions=report["versions"],
     )
+
+
+def drawing(report: Mapping[str, Any], drawn: Sequence[Chart]) -> dict[str, Any]:
+    """What charts.js draws: each chart with the notes of its points, and the notes of the trials."""
+    figures = [{"name": chart.name, "figure": as_json(chart), "notes": chart.notes} for chart in drawn]
+    return {"charts": figures, "trials": trial_notes(report) if drawn else {}}
 
 
 def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
@@ -74,8 +92,8 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         yield Tile("Student / teacher", f"{100 * ratio:.1f} %", "mIoU on positives")
     if "front" in report:
         front, quality = report["front"], report["objective"]["quality"]
-        best = max((point[quality] or 0 for point in front), default=0)
-        yield Tile("Best of the front", f"{best:.3f}", NAMES[quality])
+        best = max((point[quality] or 0 for point in front), default=None)
+        yield Tile("Best of the front", "–" if best is None else f"{best:.3f}", NAMES[quality])
         yield Tile("On the front", str(len(front)), f"of {len(report['trials'])} trials")
         yield Tile("Hypervolume", shown(report.get("hypervolume")))
     metrics, before = report.get("metrics"), report.get("before")
@@ -114,11 +132,16 @@ def settings(report: Mapping[str, Any], run_dir: Path) -> Iterator[tuple[str, st
             yield title, file.read_text(encoding="utf-8")
 
 
-def pictures(report: Mapping[str, Any], run_dir: Path) -> Iterator[Picture]:
-    """The figures of the report, inlined. Captions: report["captions"] by path, else the name of the file."""
+def pictures(report: Mapping[str, Any], run_dir: Path, drawn: Container[str] = ()) -> Iterator[Picture]:
+    """The figures of the report, inlined, but for those that a chart of the names `drawn` shows.
+
+    Captions: report["captions"] by path, else the name of the file.
+    """
     captions = report.get("captions") or {}
     for path in report.get("figures") or ():
         file = run_dir / path
+        if SHOWN_BY.get(file.stem) in drawn:
+            continue
         kind, data = _packed(file)
         caption = captions.get(path) or file.stem.replace("_", " ").replace("-", " ")
         uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
