@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,38 +13,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from sam3dist.charts import Chart, as_json, charts, library, trial_notes
+from sam3dist.importances import too_few
+from sam3dist.tables import NAMES, commands, recommended, tables
 from sam3dist.wording import duration, shown
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, SCRIPT = "report.html.j2", "charts.js"
 LARGE_BYTES = 300_000
-
-NAMES = {
-    "miou_all": "mIoU, all pairs",
-    "miou_positive": "mIoU, positives",
-    "dice": "Dice",
-    "presence_precision": "Presence precision",
-    "presence_recall": "Presence recall",
-    "presence_f1": "Presence F1",
-    "presence_head_f1": "Presence F1, head alone",
-    "cgf1": "cgF1",
-    "pmf1": "pmF1",
-    "il_mcc": "IL-MCC",
-    "params_millions": "Parameters (millions)",
-    "num_pairs": "Pairs",
-    "num_positive": "Positive pairs",
-    "num_negative": "Negative pairs",
-    "num_maskless": "Positives that are all crowd",
-    "num_nonfinite": "Pairs answered with NaN",
-    "student_over_teacher": "Student / teacher",
-    "samples_per_second": "Images per second",
-    "pairs_per_second": "Pairs per second",
-    "answer_bytes_per_pair": "Bytes per pair, without features",
-    "bytes_per_pair": "Bytes per pair",
-    "bytes_per_image": "Bytes per image",
-    "mask_iou": "IoU of stored masks with the teacher's",
-    "score_kl": "KL of stored scores from the teacher's",
-}
-"""What readers call the numbers; others are shown under their keys."""
+SHOWN_BY = {"pareto": "pareto", "trials": "curves"}
+"""Figures that are left out where a chart that answers the pointer shows the same."""
 
 TITLES = {
     "smoke": "Smoke run",
@@ -59,27 +36,11 @@ TITLES = {
     "sizes": "Sizes of students",
 }
 
-REJECTED = {
-    "prepare": "Each is named in rejected.jsonl.",
-    "teach": "These rows have no answers; training sets them aside, too.",
-    "train": "A row that cannot be used counts once in each epoch.",
-}
-"""What a verb says below the table of what it set aside."""
-
 
 @dataclass(frozen=True)
 class Tile:
     label: str
     value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    marked: frozenset[int] = frozenset()  # rows to stand out
     note: str = ""
 
 
@@ -95,6 +56,7 @@ def html(report: Mapping[str, Any], run_dir: Path) -> str:
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
+    drawn = charts(report, run_dir) if "front" in report else []
     return environment.get_template(TEMPLATE).render(
         title=TITLES.get(report["verb"], report["verb"]),
         name=run_dir.name,
@@ -103,11 +65,24 @@ def html(report: Mapping[str, Any], run_dir: Path) -> str:
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         tiles=list(tiles(report)),
         tables=list(tables(report)),
-        pictures=list(pictures(report, run_dir)),
+        pictures=list(pictures(report, run_dir, {chart.name for chart in drawn})),
+        recommended=recommended(report),
+        commands=commands(report),
+        charts=drawn,
+        drawing=drawing(report, drawn),
+        library=library() if drawn else "",
+        script=(folder / SCRIPT).read_text(encoding="utf-8"),
+        too_few=too_few(report["trials"]) if drawn else "",
         settings=list(settings(report, run_dir)),
         numbers=[(key, shown(value)) for key, value in flat(report) if not key.startswith("versions.")],
         versions=report["versions"],
     )
+
+
+def drawing(report: Mapping[str, Any], drawn: Sequence[Chart]) -> dict[str, Any]:
+    """What charts.js draws: each chart with the notes of its points, and the notes of the trials."""
+    figures = [{"name": chart.name, "figure": as_json(chart), "notes": chart.notes} for chart in drawn]
+    return {"charts": figures, "trials": trial_notes(report) if drawn else {}}
 
 
 def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
@@ -117,8 +92,8 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         yield Tile("Student / teacher", f"{100 * ratio:.1f} %", "mIoU on positives")
     if "front" in report:
         front, quality = report["front"], report["objective"]["quality"]
-        best = max((point[quality] or 0 for point in front), default=0)
-        yield Tile("Best of the front", f"{best:.3f}", NAMES[quality])
+        best = max((point[quality] or 0 for point in front), default=None)
+        yield Tile("Best of the front", "–" if best is None else f"{best:.3f}", NAMES[quality])
         yield Tile("On the front", str(len(front)), f"of {len(report['trials'])} trials")
         yield Tile("Hypervolume", shown(report.get("hypervolume")))
     metrics, before = report.get("metrics"), report.get("before")
@@ -146,77 +121,6 @@ def tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         yield Tile("Goodput", f"{100 * report['goodput']:.0f} %", f"of the time {use}")
 
 
-def tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """The tables that the report has content for."""
-    answers = {"before": "untrained", "metrics": "trained", "student": "student", "teacher": "teacher"}
-    given = [key for key in answers if report.get(key)]
-    if given:
-        names = ["value"] if given == ["metrics"] else [answers[key] for key in given]
-        rows = [
-            [NAMES.get(str(metric), str(metric)), *(shown(report[key].get(metric)) for key in given)]
-            for metric in report[given[-1]]
-        ]
-        yield Table("Quality", ["", *names], rows)
-    if "front" in report:
-        yield _trials(report)
-    if report.get("megabytes"):
-        yield Table("Size in MB", list(report["megabytes"]), [[shown(mb) for mb in report["megabytes"].values()]])
-    if report.get("rejected"):
-        rows = [[reason, shown(count)] for reason, count in report["rejected"].items()]
-        yield Table("Set aside", ["because of", "records"], rows, note=REJECTED.get(report["verb"], ""))
-    if "found" in report:
-        rows = [
-            [phrase["phrase"], shown(phrase["instances"]), ", ".join(f"{score:.2f}" for score in phrase["scores"])]
-            for phrase in report["found"]
-        ]
-        yield Table("Found", ["phrase", "instances", "scores"], rows)
-    if "compositions" in report:
-        yield _compositions(report["compositions"])
-
-
-def _trials(report: Mapping[str, Any]) -> Table:
-    """All trials, best first by the quality that was searched for, those on the front marked."""
-    on_front = {point["trial"] for point in report["front"]}
-    quality = report["objective"]["quality"]
-    keys = sorted({key for trial in report["trials"] for key in trial["config"]})
-    trials = sorted(report["trials"], key=lambda trial: -((trial.get("metrics") or {}).get(quality) or 0))
-    rows = [
-        [
-            str(trial["trial"]),
-            str(trial["state"]).lower(),
-            shown((trial.get("metrics") or {}).get(quality)),
-            shown(trial.get("params_millions")),
-            *(shown(trial["config"].get(key)) for key in keys),
-        ]
-        for trial in trials
-    ]
-    short = [key.rpartition(".")[2].replace("_", " ") for key in keys]
-    columns = ["trial", "state", NAMES[quality], "params (M)", *short]
-    marked = frozenset(index for index, trial in enumerate(trials) if trial["trial"] in on_front)
-    note = "Highlighted: on the Pareto front, so no other trial is better and smaller."
-    return Table("Trials", columns, rows, marked, note)
-
-
-def _compositions(students: list[Mapping[str, Any]]) -> Table:
-    """One student a row: what it is made of, its parameters by part, its megabytes and its operations."""
-    sides, parts, kinds = ("name", "vision", "text"), ("vision", "text", "head"), ("fp32", "fp16", "int8", "int4")
-    rows = [
-        [
-            *(str(one[side]) for side in sides),
-            shown(one["image_size"]),
-            *(shown(one["size"]["parts"][part]) for part in parts),
-            shown(one["size"]["params_millions"]),
-            *(shown(one["size"]["megabytes"][kind]) for kind in kinds),
-            *(shown(one["gigaflops"][part]) for part in parts),
-        ]
-        for one in students
-    ]
-    columns = ["student", "vision", "text", "pixels", *(f"{part} (M)" for part in parts), "total (M)"]
-    columns += [*(f"{kind} (MB)" for kind in kinds), *(f"{part} (GFLOPs)" for part in parts)]
-    marked = frozenset(index for index, one in enumerate(students) if any(one["under_50_mb"].values()))
-    return Table("Students", columns, rows, marked, note="Highlighted: under 50 MB in int8 or int4.")
-
-
 def settings(report: Mapping[str, Any], run_dir: Path) -> Iterator[tuple[str, str]]:
     """What was asked for: a title and YAML, of a search its ranges first."""
     titles = {"config.yaml": "Configuration"}
@@ -228,11 +132,16 @@ def settings(report: Mapping[str, Any], run_dir: Path) -> Iterator[tuple[str, st
             yield title, file.read_text(encoding="utf-8")
 
 
-def pictures(report: Mapping[str, Any], run_dir: Path) -> Iterator[Picture]:
-    """The figures of the report, inlined. Captions: report["captions"] by path, else the name of the file."""
+def pictures(report: Mapping[str, Any], run_dir: Path, drawn: Container[str] = ()) -> Iterator[Picture]:
+    """The figures of the report, inlined, but for those that a chart of the names `drawn` shows.
+
+    Captions: report["captions"] by path, else the name of the file.
+    """
     captions = report.get("captions") or {}
     for path in report.get("figures") or ():
         file = run_dir / path
+        if SHOWN_BY.get(file.stem) in drawn:
+            continue
         kind, data = _packed(file)
         caption = captions.get(path) or file.stem.replace("_", " ").replace("-", " ")
         uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

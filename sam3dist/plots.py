@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isfinite, log10
+from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sam3dist.knobs import is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +91,7 @@ def pareto_plot(
     points = [
         (trial["params_millions"], trial["metrics"][quality], trial)
         for trial in trials
-        if _is_number((trial.get("metrics") or {}).get(quality)) and _is_number(trial.get("params_millions"))
+        if is_number((trial.get("metrics") or {}).get(quality)) and is_number(trial.get("params_millions"))
     ]
     best = sorted((size, value, trial["trial"]) for size, value, trial in points if trial["trial"] in on_front)
     others = [(size, value, trial) for size, value, trial in points if trial["trial"] not in on_front]
@@ -105,7 +107,7 @@ def pareto_plot(
         for size, value, _ in best:
             axis.scatter(size, value, s=84, color=STUDENT, edgecolor="white", linewidth=1.4, zorder=4)
         sizes = [size for size, _, _ in points]
-        if teacher is not None and _is_number(teacher["metrics"].get(quality)):
+        if teacher is not None and is_number(teacher["metrics"].get(quality)):
             star = (teacher["params_millions"], teacher["metrics"][quality])
             sizes.append(star[0])
             axis.scatter(*star, s=340, marker="*", color=TEACHER, edgecolor="white", linewidth=1.2, zorder=5)
@@ -132,10 +134,10 @@ def curves(history: Sequence[Mapping[str, Any]], *, path: Path, title: str = "")
     """
     from matplotlib.figure import Figure
 
-    losses = {name: _series(history, "train", f"loss/{name}") for name in LOSSES}
+    losses = {name: points_of(history, "train", f"loss/{name}") for name in LOSSES}
     # A term whose weight is 0 is 0 at every step: no line.
     losses = {name: points for name, points in losses.items() if any(value for _, value in points)}
-    metrics = {name: _series(history, "eval", key) for key, name in TITLES.items()}
+    metrics = {name: points_of(history, "eval", key) for key, name in TITLES.items()}
     with styled():
         figure = Figure(figsize=(11.5, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -168,7 +170,7 @@ def trial_curves(
     from matplotlib.figure import Figure
 
     stopped = {trial["trial"] for trial in trials if trial["state"] == "stopped"}
-    found = {name: _series(history, "eval", quality) for name, history in histories.items()}
+    found = {name: points_of(history, "eval", quality) for name, history in histories.items()}
     ranked = sorted(((name, points) for name, points in found.items() if points), key=lambda item: -item[1][-1][1])
     with styled():
         figure = Figure(figsize=(8.4, 4.8), layout="constrained")
@@ -184,7 +186,7 @@ def trial_curves(
                 look["label"] = f"{len(ranked) - MOST_NAMED} others"
             axis.plot(steps, values, **look)
             axis.plot(steps[-1], values[-1], marker="x" if name in stopped else "o", markersize=5, color=look["color"])
-        if teacher is not None and _is_number(teacher["metrics"].get(quality)):
+        if teacher is not None and is_number(teacher["metrics"].get(quality)):
             height = teacher["metrics"][quality]
             axis.axhline(height, color=TEACHER, linewidth=1, linestyle=(0, (2, 4)), label=f"teacher  {height:.3f}")
         axis.set_xlabel("step")
@@ -265,9 +267,6 @@ def _lines(axis: Axes, series: Mapping[str, list[tuple[float, float]]], title: s
         axis.text(0.5, 0.5, "nothing was logged", transform=axis.transAxes, ha="center", color=MUTED)
 
 
-def _series(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
-    return [(line["step"], line[name]) for line in history if line["kind"] == kind and _is_number(line.get(name))]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and isfinite(value)
+def points_of(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
+    """(step, value) of each line of this kind that has a finite value of this name."""
+    return [(line["step"], line[name]) for line in history if line["kind"] == kind and is_number(line.get(name))]

@@ -20,18 +20,32 @@ def write_report(run_dir: Path | str, report: Mapping[str, Any]) -> dict[str, An
     """The report as written to run_dir/report.json, with `status`, `run_dir` and `versions` filled in.
 
     `report` holds at least `verb` and `seconds`. Numbers that are not finite become null, because JSON has none
-    of them. run_dir/report.html shows the same with the figures, config.yaml and, of a search, search.yaml.
+    of them. To that of a search it adds what follows from the trials (`insights`), unless that is in it, and the cards
+    of the students it recommends. run_dir/report.html shows the same with the figures, config.yaml and, of a search,
+    search.yaml and the curves of its trials.
     """
     assert {"verb", "seconds"} <= report.keys(), sorted(report)
     directory = Path(run_dir)
     directory.mkdir(parents=True, exist_ok=True)
     first = {"verb": report["verb"], "status": "ok", "run_dir": str(run_dir), "seconds": report["seconds"]}
     complete = jsonable({**first, **report, "versions": versions()})
-    write_whole(directory / "report.json", json.dumps(complete, indent=1, allow_nan=False) + "\n")
+    write_whole(directory / "report.json", as_text(complete))
+    if "trials" in complete and "recommended" not in complete:
+        from sam3dist.card import write_cards
+        from sam3dist.insight import insights
+
+        complete |= jsonable(insights(complete, directory))
+        write_whole(directory / "report.json", as_text(complete))  # again: nothing is lost if the above fails
+        write_cards(complete, directory)
     from sam3dist.page import html  # jinja2 is for reports only
 
     write_whole(directory / "report.html", html(complete, directory))
     return complete
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """JSON in lines, which a finite report has."""
+    return json.dumps(report, indent=1, allow_nan=False) + "\n"
 
 
 def versions() -> dict[str, str]:

@@ -12,8 +12,8 @@ FILES = sorted(path for folder in ("sam3dist", "cluster") for path in (ROOT / fo
 LAYERS = (
     "types errors config wording boxes",
     "data models metrics predictions targets matching losses task imitation terms overlay answers teaching",
-    "strategies engine evaluate export objective predict compare visualize plots figures page report"
-    " scene_teacher scene_vision",
+    "strategies engine evaluate export objective predict compare visualize plots figures page tables report"
+    " knobs importances insight charts parallel card scene_teacher scene_vision",
     "cluster",
     "cli verbs __main__",
 )
@@ -130,8 +130,10 @@ def test_plain_configurations_need_no_pydantic():
 def test_libraries_for_people_wait_until_they_are_used():
     """A training node may lack them, and `sam3dist --help` must not pay for them."""
     homes = ("sam3dist.page",)  # itself imported when a report is written
-    for package in ("matplotlib", "jinja2", "rich", "tensorboard", "wandb", "mlflow", "pycocotools", "ftfy", "peft"):
+    drawing, tracking = ("matplotlib", "plotly", "jinja2", "rich"), ("tensorboard", "wandb", "mlflow")
+    for package in (*drawing, *tracking, "pycocotools", "ftfy", "peft"):
         assert offenders(package, *homes, at_import=True) == [], package
+    assert offenders("optuna", "cluster", at_import=True) == []
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "ray", "pydantic", "numpy", "cluster", "yaml"])

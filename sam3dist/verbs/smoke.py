@@ -22,7 +22,7 @@ SCENE_SIDE = 160
 """Pixels; the embedded teacher sees 96 of them, and masks are compared at 160."""
 
 OURS = (
-    *("answers", "trials", "tune", "optuna.journal", "search.yaml", "config.yaml", "figures"),
+    *("answers", "trials", "tune", "optuna.journal", "search.yaml", "config.yaml", "figures", "recommended"),
     *("report.html", "report.json"),
 )
 """What a run writes into its directory besides the scenes; the report last, since it tells that the run is over."""
@@ -32,14 +32,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """None: everything has a default."""
 
 
-def run(options: argparse.Namespace, overrides: Overrides) -> Path:
+def run(options: argparse.Namespace, overrides: Overrides) -> Path | int:
     from sam3dist.config.load import load_search, with_search_overrides
     from sam3dist.figures import entries, search_figures
     from sam3dist.report import write_report
     from sam3dist.verbs.checkpoints import load
     from sam3dist.verbs.compare import compared
     from sam3dist.verbs.compare import show as show_comparison
-    from sam3dist.verbs.tune import show
+    from sam3dist.verbs.tune import nothing_found, show
 
     started = time.perf_counter()
     search = with_search_overrides(load_search(SPACE), {"teacher.mode": "stored", **overrides})
@@ -59,6 +59,9 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     with session(config.run):
         taught = teach(search)
         result = run_search(search, directory)
+    if not result["front"]:
+        seconds = time.perf_counter() - started
+        return nothing_found(directory, {"verb": "smoke", "seconds": seconds, **result, "taught": taught})
     best = result["best"]
     found, panels = compared(load(best["checkpoint"]), teacher, result["data"]["val"], config, directory)
     star = {"metrics": found["teacher"], "params_millions": found["sizes"]["teacher"]["params_millions"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("space", metavar="SPACE.yaml", help="a search space, such as search_spaces/quick.yaml")
 
 
-def run(options: argparse.Namespace, overrides: Overrides) -> Path:
+def run(options: argparse.Namespace, overrides: Overrides) -> Path | int:
     from sam3dist.config.load import load_search, with_search_overrides
     from sam3dist.figures import entries, search_figures
     from sam3dist.report import write_report
@@ -30,15 +31,30 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path:
     leave_on_sigterm()
     result = run_search(search, directory)
     report = {"verb": "tune", "seconds": time.perf_counter() - started, **result}
-    write_report(directory, report)  # now, so that nothing is lost if drawing fails
+    if not result["front"]:
+        return nothing_found(directory, report)
+    report = write_report(directory, report)  # now, so that nothing is lost if drawing fails
     drawn = search_figures(directory, search.base().objective.quality, result)
     report = write_report(directory, {**report, **entries(directory, drawn)})
     show(report)
     return directory
 
 
+def nothing_found(directory: Path, report: Mapping[str, Any]) -> int:
+    """The exit code of a search whose front is empty, after its report is written and has said why."""
+    from sam3dist.report import write_report
+
+    report = write_report(directory, {"status": "empty", **report})
+    show(report)
+    print(f"sam3dist: {report['why_empty']}", file=sys.stderr)
+    print(directory)
+    return 1
+
+
 def show(report: Mapping[str, Any]) -> None:
-    """Print every trial, best first, and the front, smallest first."""
+    """Print every trial, best first, the front, smallest first, and whom to train in full."""
+    from sam3dist.knobs import short_names
+    from sam3dist.tables import commands, recommended
     from sam3dist.verbs.console import table
 
     trials: Sequence[Mapping[str, Any]] = report["trials"]
@@ -59,10 +75,15 @@ def show(report: Mapping[str, Any]) -> None:
         )
         for trial in sorted(trials, key=lambda trial: -(quality(trial) or 0))
     ]
-    short = [key.rpartition(".")[2].replace("_", " ") for key in keys]
-    table(("trial", "state", searched, "params (M)", *short), rows, "Trials (* on the Pareto front)")
+    names = short_names(keys).values()
+    table(("trial", "state", searched, "params (M)", *names), rows, "Trials (* on the Pareto front)")
     front = [(p["trial"], p[searched], p["params_millions"], str(p["checkpoint"])) for p in report["front"]]
     table(("trial", searched, "params (M)", "checkpoint"), front, "Pareto front, smallest first")
+    chosen = recommended(report)
+    if chosen is not None:
+        table(chosen.columns, chosen.rows, chosen.title)
+    for trial, command in commands(report).items():
+        print(f"trial {trial} in full: {command}")
 
 
 VERB = Verb(

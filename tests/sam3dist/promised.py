@@ -6,6 +6,7 @@ from typing import Any
 EVERY_VERB = {"verb", "status", "run_dir", "seconds", "versions"}
 METRICS = {"miou_positive", "miou_all", "presence_precision", "presence_recall", "presence_f1", "dice"}
 SEARCH = {"trials", "front", "best", "hypervolume", "goodput", "useful_seconds", "wall_seconds"}
+SEARCH |= {"recommended", "importances", "progress", "why_empty"}
 TIMES = {"goodput", "waiting_share", "step_seconds", "useful_seconds", "wall_seconds"}
 COMPARISON = {"student", "teacher", "student_over_teacher", "figures"}
 KEYS = {
@@ -22,6 +23,7 @@ KEYS = {
 }
 TRIAL = {"trial", "state", "config", "metrics", "params_millions"}
 POINT = {"trial", "miou_all", "params_millions", "megabytes", "checkpoint"}
+RECOMMENDED = {"limit_mb", "precision", "trial", "quality", "params_millions", "megabytes", "checkpoint", "command"}
 
 
 def assert_promised(report: Mapping[str, Any]) -> None:
@@ -37,3 +39,5 @@ def assert_promised(report: Mapping[str, Any]) -> None:
         assert report["front"]
         assert all(trial.keys() >= TRIAL for trial in report["trials"])
         assert all(point.keys() >= POINT for point in report["front"])
+        assert report["recommended"]
+        assert all(row.keys() >= RECOMMENDED for row in report["recommended"])

@@ -7,8 +7,10 @@ import pytest
 
 from sam3dist.cli import main
 from sam3dist.data.samples.write import scene_shards
+from sam3dist.report import write_report
 from sam3dist.verbs.smoke import OURS, clear_finished
-from sam3dist.verbs.tune import show
+from sam3dist.verbs.tune import nothing_found, show
+from tests.sam3dist.made_up import search
 from tests.sam3dist.promised import assert_promised
 
 
@@ -108,3 +110,26 @@ def test_the_table_of_trials_is_best_first_with_the_front_marked(capsys: pytest.
     assert "presence_f1" in out
     assert out.count(" 0.7 ") == 2  # in the table of trials, and of the front
     assert "runs/x/001" in out
+
+
+def test_the_recommended_students_are_a_table_and_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report = write_report(tmp_path, search(tmp_path) | {"verb": "tune"})
+    show(report)
+    out = capsys.readouterr().out
+    assert "Recommended students" in out
+    assert "MB in int4" in out
+    for row in report["recommended"]:
+        assert f"{row['limit_mb']}\N{NO-BREAK SPACE}MB" in out
+        assert f"trial {row['trial']} in full: {row['command']}\n" in out  # in one line, to be copied
+
+
+def test_a_search_that_finds_nothing_says_why_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    refused = {"trial": "000", "state": "refused", "config": {"a": 1}, "metrics": {}, "params_millions": None}
+    report = {"verb": "tune", "seconds": 1.0, "trials": [refused | {"reason": "too large"}], "front": []}
+    report |= {"objective": {"quality": "miou_all"}, "best": None, "hypervolume": 0.0}
+    assert nothing_found(tmp_path, report) == 1
+    said = capsys.readouterr()
+    why = "The front is empty, because no trial was trained to its end: 1 refused. Reasons: 1× too large"
+    assert said.err == f"sam3dist: {why}\n"
+    assert said.out.splitlines()[-1] == str(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["status"] == "empty"
