@@ -88,7 +88,7 @@ def summary(
     teacher: ModelSize,
     concurrent: int,
 ) -> dict[str, Any]:
-    """The report's part on the trials. Raises the first error if no trial was done.
+    """The report's part on the trials. Raises the first error if no trial was done for a mistake or a bug.
 
     The hypervolume is the area, in quality times decades of size, that the front beats of what a student of the
     teacher's size that finds nothing would offer. concurrent: trials that may run side by side, for `search_times`.
@@ -96,8 +96,9 @@ def summary(
     quality = base.objective.quality
     trials = sorted(_rows(results, refused, search, base.optim.steps), key=lambda row: row["trial"])
     done = [row for row in trials if row["state"] == "done"]
-    if not done:
-        raise _why_none(results)
+    error = _first_error(results)
+    if error is not None and not done:
+        raise error
     points = [(row["metrics"][quality], row["size"]) for row in done]
     reference = reference_size(teacher, base.objective)
     chosen = ("trial", "params_millions", "megabytes", "latency_ms", "size", "checkpoint", "score", "config")
@@ -108,7 +109,7 @@ def summary(
     return {
         "trials": trials,
         "front": front,
-        "best": max(done, key=lambda row: row["score"]),
+        "best": max(done, key=lambda row: row["score"], default=None),
         "hypervolume": hypervolume(points, (0.0, reference), log_size=True),
         "reference_size": reference,
         "reference_millions": teacher.params_millions,
@@ -175,13 +176,10 @@ def _state(told: dict[str, Any] | None, error: BaseException | None, steps: int)
     return "done" if (told or {}).get("step", 0) >= steps else "stopped"
 
 
-def _why_none(results: ResultGrid) -> BaseException:
+def _first_error(results: ResultGrid) -> BaseException | None:
+    """Of the trials that failed: a person's mistake, if there is one."""
     errors = [result.error for result in results if result.error is not None]
-    for error in errors:
-        mistake = persons_mistake(error)
-        if mistake is not None:
-            return mistake
-    return errors[0] if errors else RuntimeError("no trial trained to its last step, and none failed")
+    return next((mistake for mistake in map(persons_mistake, errors) if mistake), errors[0] if errors else None)
 
 
 def _short(value: object) -> str:

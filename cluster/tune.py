@@ -21,7 +21,11 @@ def work(words: Sequence[str]) -> Path:
     directory = job.lasting(str(run_dir(search.base(), "tune", search.name)))
     result = run_search(search, directory)
     report = {"verb": "tune", "seconds": time.perf_counter() - started, **result}
-    write_report(directory, report)  # now, so that nothing is lost if drawing fails
+    if not result["front"]:
+        told = write_report(directory, {"status": "empty", **report})
+        print(f"sam3dist: {told['why_empty']}", flush=True)
+        raise SystemExit(1)
+    report = write_report(directory, report)  # now, so that nothing is lost if drawing fails
     drawn = search_figures(directory, search.base().objective.quality, result)
     write_report(directory, {**report, **entries(directory, drawn)})
     print("  ".join(f"{count} {state}" for state, count in result["states"].items()))

@@ -31,13 +31,13 @@ def insights(report: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """
     trials, quality = report["trials"], report["objective"]["quality"]
     done = [trial for trial in trials if trial["state"] == "done"]
-    found = recommendations(trials, quality)
+    found = recommendations(trials, quality, report["objective"].get("precision", "int4"))
     for row in found:
         row["command"] = None if row["trial"] is None else command(row["trial"], report["run_dir"], run_dir, trials)
     return {
         "recommended": found,
         "importances": importances(done, quality),
-        "progress": progress(trials, quality, report.get("reference_millions")),
+        "progress": progress(trials, quality, report.get("reference_size") or report.get("reference_millions")),
         "why_empty": "" if report["front"] else why_empty(trials, quality),
     }
 
@@ -119,14 +119,14 @@ def _yaml(path: Path) -> dict[str, Any]:
         return {}
 
 
-def progress(trials: Iterable[Trial], quality: str, reference_millions: float | None) -> list[dict[str, Any]]:
+def progress(trials: Iterable[Trial], quality: str, reference: float | None) -> list[dict[str, Any]]:
     """The hypervolume after each trial that was done or stopped: {trial, finished, hours, hypervolume}.
 
     In the order in which they ended; `finished` counts them, `hours` are those since the first trial began. Only done
     trials add to the hypervolume, the last of which is therefore that of the whole search. Trials that do not say when
-    they ran (`hours` is None) keep the order of their names. Empty without `reference_millions`.
+    they ran (`hours` is None) keep the order of their names. Empty without `reference`, the size of the teacher.
     """
-    if not reference_millions:
+    if not reference:
         return []
     over = [trial for trial in trials if trial["state"] in ("done", "stopped")]
     began = min((trial["began"] for trial in over if is_number(trial.get("began"))), default=0.0)
@@ -141,10 +141,11 @@ def progress(trials: Iterable[Trial], quality: str, reference_millions: float | 
     points: list[tuple[float, float]] = []
     rows = []
     for finished, trial in enumerate(over, 1):
-        value, size = (trial.get("metrics") or {}).get(quality), trial.get("params_millions")
+        value = (trial.get("metrics") or {}).get(quality)
+        size = trial.get("size") or trial.get("params_millions")  # the same, unless objective.size is another
         if trial["state"] == "done" and is_number(value) and is_number(size):
             points.append((value, size))
-        area = hypervolume(points, (0.0, reference_millions), log_size=True)
+        area = hypervolume(points, (0.0, reference), log_size=True)
         name = trial["trial"]
         rows.append({"trial": name, "finished": finished, "hours": ends[name], "hypervolume": area})
     return rows

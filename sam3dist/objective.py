@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sam3dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sam3dist.config.distill import ObjectiveConfig
+    from sam3dist.config.objective import ObjectiveConfig
     from sam3dist.models.size import ModelSize
 
 Point = tuple[float, float]

@@ -66,6 +66,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
             for metric in report[given[-1]]
         ]
         yield Table("Quality", ["", *names], rows)
+    if report.get("finalists"):
+        yield _finalists(report)
     if "front" in report:
         yield _trials(report)
     if report.get("megabytes"):
@@ -81,6 +83,24 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         yield Table("Found", ["phrase", "instances", "scores"], rows)
     if "compositions" in report:
         yield _compositions(report["compositions"])
+
+
+def _finalists(report: Mapping[str, Any]) -> Table:
+    """The students of the front that were trained anew, with what they reached over the seeds."""
+    quality = report["objective"]["quality"]
+    rows = [
+        [
+            str(one["trial"]),
+            shown(one["of_the_search"]),
+            shown(one["mean"]),
+            shown(one["std"]),
+            " ".join(shown((run.get("metrics") or {}).get(quality)) for run in one["runs"]),
+            shown(one["params_millions"]),
+        ]
+        for one in report["finalists"]
+    ]
+    columns = ["trial", f"{NAMES[quality]}, in the search", "mean", "deviation", "by seed", "params (M)"]
+    return Table("Finalists", columns, rows, note="Trained anew, each from several seeds.")
 
 
 def _trials(report: Mapping[str, Any]) -> Table:

@@ -11,7 +11,7 @@ FILES = sorted(path for folder in ("sam3dist", "cluster") for path in (ROOT / fo
 
 LAYERS = (
     "types errors config wording boxes",
-    "data models metrics predictions targets matching losses task imitation terms overlay answers teaching",
+    "data models latency metrics predictions targets matching losses task imitation terms overlay answers teaching",
     "strategies engine evaluate export objective predict compare visualize plots figures page tables report"
     " knobs importances insight charts parallel card scene_teacher scene_vision",
     "cluster",

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from sam3dist.config.base import Settings
+from sam3dist.config.objective import ObjectiveConfig
 
 Positive = Annotated[int, Field(ge=1)]
-
-
-class Settings(BaseModel):
-    """Base of every section: frozen, and a key nobody knows is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TeacherConfig(Settings):
@@ -324,21 +321,6 @@ class RunConfig(Settings):
         if directory not in (None, resume):
             raise ValueError(f"run.resume={resume}: contradicts run.dir={directory}; give one of them.")
         return {**given, "dir": resume}
-
-
-class ObjectiveConfig(Settings):
-    """score = quality - size_weight * log10(size / reference), what ASHA and the table rank by."""
-
-    quality: Literal["miou_all", "miou_positive", "presence_f1", "cgf1", "dice"] = "miou_all"
-    """The metric to raise: mean IoU over all phrases or over those that name something, the F1 of telling which
-    do, cgF1 (both in one), or mean Dice."""
-    size: Literal["params_millions", "megabytes", "latency_ms"] = "params_millions"
-    """What to keep small: the parameters, the weights in MB at `precision`, or the milliseconds that the student takes
-    for an image and a phrase, measured where it trains, so let one kind of machine do that."""
-    precision: Literal["fp32", "fp16", "int8", "int4"] = "int4"
-    """At which the megabytes count."""
-    size_weight: float = Field(0.1, ge=0)
-    """Quality worth a tenfold smaller student."""
 
 
 class DistillConfig(Settings):

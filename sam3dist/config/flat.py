@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import Field, create_model
 
-from sam3dist.config.distill import Settings
+from sam3dist.config.base import Settings
 from sam3dist.config.overrides import with_overrides
 from sam3dist.errors import ConfigError
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sam3dist.config.distill import DistillConfig, Settings
+from sam3dist.config.base import Settings
+from sam3dist.config.distill import DistillConfig
 from sam3dist.config.space import Range, Remainder, mistake
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from sam3dist.config.distill import Settings
+from sam3dist.config.base import Settings
 
 
 class Span(Settings):

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from ray.tune.experiment import Trial
 
-from cluster.outcome import Narrator, search_times
+from cluster.outcome import Narrator, search_times, summary
 from cluster.searcher import TRIAL, VALUES
+from sam3dist.config.distill import DistillConfig
+from sam3dist.config.load import with_overrides
+from sam3dist.config.search import SearchConfig
+from sam3dist.errors import DataError
+from sam3dist.insight import why_empty
+from sam3dist.models.size import ModelSize
 
 STEPS = 100
+TEACHER = ModelSize(10.0, {"int4": 6.0}, {})
+ERRORS = (KeyError("a bug"), DataError("shards/7.parquet: unreadable."))
 
 
 def trial(name: str, step: int = 0, status: str = Trial.RUNNING) -> Trial:
@@ -82,3 +92,38 @@ def test_the_goodput_of_a_search_counts_idle_places_and_failed_trials_as_lost():
     # Two side by side from 100 until 190.
     assert search_times(trials, 2) == {"goodput": 40 / 180, "useful_seconds": 40, "wall_seconds": 90}
     assert search_times([{"state": "refused"}], 2) == dict.fromkeys(("goodput", "useful_seconds", "wall_seconds"))
+
+
+def ended(name: str, step: int, quality: float, **told: float) -> SimpleNamespace:
+    """A trial as Tune gives it back."""
+    metrics = {"before": {"miou_all": 0.1}, "miou_all": quality, "params_millions": 1.0, "size": 1.0, "step": step}
+    return SimpleNamespace(config={TRIAL: name, VALUES: {}}, metrics={**metrics, "score": quality, **told}, error=None)
+
+
+def told_of(*results: SimpleNamespace, **search: float) -> dict:
+    run = with_overrides(DistillConfig(), {"optim.steps": STEPS})
+    space = {"space": {"distillation.temperature": {"uniform": [1, 2]}}}
+    return summary(results, [], SearchConfig.model_validate({**space, **search}), run, TEACHER, concurrent=1)
+
+
+def test_without_a_trial_that_came_to_its_end_the_front_is_empty_and_says_so():
+    found = told_of(ended("000", 40, 0.5), ended("001", 20, 0.4))
+    assert (found["front"], found["best"], found["hypervolume"]) == ([], None, 0.0)
+    assert found["states"] == {"stopped": 2}
+    assert "2 stopped" in why_empty(found["trials"])
+
+
+def test_a_trial_above_the_limit_of_latency_is_refused_however_good():
+    found = told_of(
+        ended("000", STEPS, 0.9, latency_ms=80.0), ended("001", STEPS, 0.5, latency_ms=20.0), max_latency_ms=50.0
+    )
+    assert [point["trial"] for point in found["front"]] == ["001"]
+    assert found["trials"][0]["reason"] == "80.0 ms are above max_latency_ms=50."
+
+
+def test_a_mistake_of_all_trials_is_raised_rather_than_a_bug():
+    failed = [SimpleNamespace(config={TRIAL: "000", VALUES: {}}, metrics=None, error=error) for error in ERRORS]
+    with pytest.raises(DataError, match="unreadable"):
+        told_of(*failed)
+    found = told_of(*failed, ended("001", STEPS, 0.5))
+    assert found["states"] == {"failed": 2, "done": 1}

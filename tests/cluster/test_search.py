@@ -22,7 +22,8 @@ from cluster.search import run_search, tidy
 from cluster.searcher import TRIAL
 from cluster.submit import submit
 from sam3dist.config.distill import DistillConfig
-from sam3dist.config.search import Choice, SearchConfig
+from sam3dist.config.search import SearchConfig
+from sam3dist.config.space import Choice
 from sam3dist.config.submission import SubmitSettings
 from sam3dist.engine.folder import CheckpointFolder, Entry
 from sam3dist.errors import ConfigError

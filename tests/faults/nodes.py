@@ -28,7 +28,11 @@ ROOT = os.geteuid() == 0 and all(shutil.which(tool) for tool in ("ip", "unshare"
 """Whether nodes have networks of their own."""
 NETWORK = "10.78.0"
 OF_THE_CLUSTER = tuple(
-    f"ray::{name}" for name in ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinator", "_StatsActor")
+    f"ray::{name}"
+    for name in (
+        *("IDLE", "DashboardAgent", "RuntimeEnvAgent"),
+        *("_AutoscalingCoordinator", "_StatsActor", "_UsageCollectionActor", "ActorLocationTracker"),
+    )
 )
 """Processes that Ray keeps for whoever comes next."""
 Answer = TypeVar("Answer")

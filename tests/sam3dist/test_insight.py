@@ -185,3 +185,10 @@ def test_a_report_gets_all_of_it(tmp_path: Path):
     told = insights(empty, tmp_path)
     assert told["why_empty"] == "The front is empty: no trial was started."
     assert [row["command"] for row in told["recommended"]] == [None] * 4
+
+
+def test_the_hypervolume_is_over_the_size_that_was_searched_for():
+    """Of a search for megabytes a decade below the teacher's, whatever the parameters."""
+    trial = {"trial": "000", "state": "done", "metrics": {"miou_all": 0.5}, "params_millions": 9.0, "size": 2.0}
+    (row,) = progress([trial], "miou_all", 20.0)
+    assert row["hypervolume"] == pytest.approx(0.5)
