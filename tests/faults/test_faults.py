@@ -165,7 +165,8 @@ def test_a_machine_is_taken_away_with_notice(job: Start, two_nodes: Nodes, undis
     seconds, start = run.recover(told)
     assert start >= saved
     assert_undisturbed(run.finish(), undisturbed)
-    note("a node gets notice (SIGTERM)", f"saved {in_time:.0f} s after it, goes on elsewhere", seconds, step - start)
+    happened = f"saved {in_time:.0f} s after it, goes on elsewhere, same student"
+    note("a node gets notice (SIGTERM)", happened, seconds, step - start)
     assert_nothing_left(two_nodes)
 
 
@@ -304,7 +305,7 @@ def test_the_head_dies_and_the_cluster_starts_again(
     seconds, start = run.recover(since)
     assert_undisturbed(run.finish(), undisturbed)
     assert step - start <= EVERY + 2
-    note("the head dies", "a new cluster goes on, same student", seconds, step - start)
+    note("the head and all nodes die", "the same command goes on in a new cluster, same student", seconds, step - start)
     assert_nothing_left(two_nodes)
 
 
@@ -318,6 +319,6 @@ def test_what_fails_again_and_again_goes_on_as_long_as_it_gets_ahead(job: Start,
         seconds, _ = run.recover(since, before)
     report = run.finish()
     assert report["complete"]
-    happened = f"goes on each time; goodput {report['goodput']:.2f}"
+    happened = "goes on each time, with `strategy.max_failures=1`"
     note("three workers die, one after the other", happened, seconds, "")
     assert_nothing_left(two_nodes)
