@@ -12,6 +12,7 @@ from typing import Any
 
 from sam3dist.engine.loggers import read_history
 from sam3dist.knobs import is_number, keys_of, short_names, worded
+from sam3dist.objective import reported_size, searched_size, size_title
 from sam3dist.parallel import parallel
 from sam3dist.plots import STUDENT, TEACHER, TITLES, points_of
 from sam3dist.wording import shown
@@ -22,6 +23,7 @@ KINDS = {
     "done": ("beaten by another", GREY, "●", "circle"),
     "stopped": ("stopped early", GREY, "○", "circle-open"),
     "failed": ("failed on its way", GREY, "✕", "x-thin-open"),
+    "refused": ("refused after all", GREY, "◇", "diamond-open"),
     "front": ("Pareto front", STUDENT, "●", "circle"),
 }
 """Of trials: the name, the colour, and what marks them, as a sign and in plotly's words. The front is drawn last."""
@@ -100,6 +102,7 @@ def trial_notes(report: Mapping[str, Any]) -> dict[str, Note]:
         size = trial.get("megabytes") or {}
         rows = [["state", state], [TITLES.get(quality, quality), shown(_quality(trial, quality))]]
         rows.append(["parameters", f"{shown(trial.get('params_millions'))} M"])
+        rows += [["latency", f"{shown(trial['latency_ms'])} ms"]] if trial.get("latency_ms") else []
         rows += [[f"MB in {kind}", shown(size[kind])] for kind in ("fp16", "int4") if kind in size]
         rows += [[names[key], _cut(worded(value))] for key, value in trial["config"].items()]
         rows += [["reason", _cut(str(trial["reason"]))]] if trial.get("reason") else []
@@ -111,8 +114,8 @@ def _pareto(report: Mapping[str, Any]) -> Chart:
     quality = report["objective"]["quality"]
     placed: dict[str, list[tuple[float, float, str]]] = {}
     for trial in report["trials"]:
-        size, value = trial.get("params_millions"), _quality(trial, quality)
-        if is_number(size) and is_number(value):
+        size, value = searched_size(trial), _quality(trial, quality)
+        if is_number(size) and is_number(value) and _kind(report, trial) in KINDS:
             placed.setdefault(_kind(report, trial), []).append((size, value, trial["trial"]))
     teacher = _teacher(report)
     points = [point for group in placed.values() for point in group] + ([teacher] if teacher else [])
@@ -137,10 +140,10 @@ def _pareto(report: Mapping[str, Any]) -> Chart:
     if teacher:
         legend.append(("★", TEACHER, "teacher"))
         traces.append(_dots("teacher", [teacher], {"color": TEACHER, "size": 17, "symbol": "star"}))
-        rows = [[TITLES.get(quality, quality), shown(teacher[1])], ["parameters", f"{shown(teacher[0])} M"]]
+        rows = [[TITLES.get(quality, quality), shown(teacher[1])], [size_title(report["objective"]), shown(teacher[0])]]
         notes[teacher[2]] = {"title": "Teacher", "rows": rows}
     layout: dict[str, Any] = {
-        "xaxis": {"type": "log", "range": [left, right], "title": {"text": "parameters (millions)"}},
+        "xaxis": {"type": "log", "range": [left, right], "title": {"text": size_title(report["objective"])}},
         "yaxis": {"range": [bottom, top], "title": {"text": TITLES.get(quality, quality)}},
         "height": 440,
     }
@@ -227,7 +230,7 @@ def _importances(report: Mapping[str, Any]) -> Chart | None:
 
 
 def _parallel(report: Mapping[str, Any]) -> Chart | None:
-    drawn = parallel(report["trials"], report["objective"]["quality"])
+    drawn = parallel(report["trials"], report["objective"]["quality"], size_title(report["objective"]))
     if drawn is None:
         return None
     caption = "A line a trial, the better the more orange; thin where it was stopped early. A gap: it has no such knob."
@@ -323,8 +326,9 @@ def _quality(trial: Trial, quality: str) -> Any:
 
 
 def _teacher(report: Mapping[str, Any]) -> tuple[float, float, str] | None:
-    """Millions of parameters and quality of the teacher, of a search that has measured it, and the key of its note."""
-    size = ((report.get("sizes") or {}).get("teacher") or {}).get("params_millions")
+    """Size and quality of the teacher, of a search that has measured it, and the key of its note."""
+    known = (report.get("sizes") or {}).get("teacher")
+    size = reported_size(known, report["objective"]) if known else None
     value = (report.get("teacher") or {}).get(report["objective"]["quality"])
     return (size, value, "the teacher") if is_number(size) and is_number(value) else None
 

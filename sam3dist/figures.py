@@ -13,6 +13,7 @@ from sam3dist.data.shards import open_shards
 from sam3dist.engine.loggers import read_history
 from sam3dist.models.size import model_size
 from sam3dist.models.teacher import load_teacher, teacher_config
+from sam3dist.objective import size_title
 from sam3dist.plots import curves, pareto_plot, trial_curves
 
 if TYPE_CHECKING:
@@ -57,11 +58,12 @@ def search_figures(
 ) -> dict[Path, str]:
     """The trials by size and quality, their quality over the steps, and the curves of the best.
 
-    result: what `run_search` gives. teacher: its "metrics" and "params_millions", what the trials are held against.
+    result: what `run_search` gives. teacher: its "metrics" and "size", what the trials are held against.
     """
-    trials, folder = result["trials"], run_dir / "figures"
+    trials, folder, size = result["trials"], run_dir / "figures", size_title(result["objective"])
     front = [point["trial"] for point in result["front"]]
-    drawn = {pareto_plot(trials, front, quality=quality, path=folder / "pareto.png", teacher=teacher): PARETO}
+    path = folder / "pareto.png"
+    drawn = {pareto_plot(trials, front, quality=quality, path=path, teacher=teacher, size=size): PARETO}
     histories = {t["trial"]: read_history(run_dir / "trials" / t["trial"] / "history.jsonl") for t in trials}
     if any(histories.values()):
         best = result["best"]["trial"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sam3dist.knobs import axis_of, is_number, keys_of, worded
+from sam3dist.objective import searched_size
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -37,7 +38,7 @@ def importances(done: Sequence[Mapping[str, Any]], quality: str) -> list[dict[st
     usable = [
         trial
         for trial in done
-        if is_number((trial.get("metrics") or {}).get(quality)) and is_number(trial.get("params_millions"))
+        if is_number((trial.get("metrics") or {}).get(quality)) and is_number(searched_size(trial))
     ]
     if len(usable) < FEWEST:
         return []
@@ -46,7 +47,7 @@ def importances(done: Sequence[Mapping[str, Any]], quality: str) -> list[dict[st
         return []
     wanted = {
         "quality": [-float(trial["metrics"][quality]) for trial in usable],
-        "size": [float(trial["params_millions"]) for trial in usable],
+        "size": [float(searched_size(trial)) for trial in usable],
     }
     columns: dict[str, dict[str, float]] = {}
     for name, values in wanted.items():

@@ -13,7 +13,7 @@ from sam3dist.config.plain import read_yaml
 from sam3dist.errors import ConfigError
 from sam3dist.importances import importances
 from sam3dist.knobs import is_number
-from sam3dist.objective import hypervolume
+from sam3dist.objective import hypervolume, searched_size
 
 LIMITS_MB = (25, 50, 100, 200)
 """Megabytes that people have for a model, on phones and elsewhere."""
@@ -142,7 +142,7 @@ def progress(trials: Iterable[Trial], quality: str, reference: float | None) -> 
     rows = []
     for finished, trial in enumerate(over, 1):
         value = (trial.get("metrics") or {}).get(quality)
-        size = trial.get("size") or trial.get("params_millions")  # the same, unless objective.size is another
+        size = searched_size(trial)
         if trial["state"] == "done" and is_number(value) and is_number(size):
             points.append((value, size))
         area = hypervolume(points, (0.0, reference), log_size=True)
@@ -168,7 +168,7 @@ def why_empty(trials: Iterable[Trial], quality: str | None = None) -> str:
         text = f"The front is empty, because no trial that was done has a finite{named}: {counted}."
     else:
         text = f"The front is empty, because no trial was trained to its end: {counted}."
-    told = [str(row["reason"]) for row in rows if row.get("reason")]
+    told = [str(row["reason"]) for row in rows if row["state"] in ("failed", "refused") and row.get("reason")]
     alike: dict[str, list[str]] = {}
     for reason in told:
         alike.setdefault(re.sub(r"\d+(\.\d+)?", "0", reason), []).append(reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite, log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sam3dist.errors import ConfigError
 
@@ -34,6 +34,24 @@ def size_of(model: ModelSize, objective: ObjectiveConfig, latency_ms: float | No
 def reference_size(teacher: ModelSize, objective: ObjectiveConfig) -> float:
     """The size by `objective.size` that scores and hypervolumes are relative to: the teacher's, if that is known."""
     return LATENCY_REFERENCE_MS if objective.size == "latency_ms" else size_of(teacher, objective)
+
+
+def searched_size(row: Mapping[str, Any]) -> Any:
+    """The size of a trial of a report by the `objective.size` of its search; None where it was not measured."""
+    return row["size"] if "size" in row else row.get("params_millions")  # older reports know of parameters only
+
+
+def reported_size(sizes: Mapping[str, Any], objective: Mapping[str, Any]) -> float | None:
+    """The size by `objective.size` of a network whose ModelSize a report has; None for latencies, which it has not."""
+    kind = objective.get("size", "params_millions")
+    return sizes["megabytes"][objective["precision"]] if kind == "megabytes" else sizes.get(kind)
+
+
+def size_title(objective: Mapping[str, Any]) -> str:
+    """What readers call the size that was searched for."""
+    kind = objective.get("size", "params_millions")
+    titles = {"params_millions": "parameters (millions)", "latency_ms": "latency (ms)"}
+    return titles.get(kind) or f"MB in {objective['precision']}"
 
 
 def score(metrics: Mapping[str, float], size: float, objective: ObjectiveConfig, reference: float) -> float:

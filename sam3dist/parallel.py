@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from sam3dist.knobs import Axis, axis_of, is_number, keys_of, short_names
+from sam3dist.objective import searched_size
 from sam3dist.plots import TITLES
 
 WORST, BEST = (141, 153, 166), (255, 107, 26)
@@ -34,20 +35,21 @@ class Drawing:
     """Pixels below which labels would run into each other."""
 
 
-def parallel(trials: Sequence[Mapping[str, Any]], quality: str) -> Drawing | None:
+def parallel(trials: Sequence[Mapping[str, Any]], quality: str, size: str) -> Drawing | None:
     """The lines of all trials that have a size, by `customdata` their names; None where no knob was varied.
 
-    A trial that lacks a knob has a gap there. Those that have not measured `quality` end before its axis.
+    size: what theirs is called. A trial that lacks a knob has a gap there. Those that have not measured `quality` end
+    before its axis.
     """
-    shown = [trial for trial in trials if is_number(trial.get("params_millions"))]
+    shown = [trial for trial in trials if is_number(searched_size(trial))]
     columns = {key: [_of(trial["config"], key) for trial in shown] for key in keys_of(shown)}
     columns = {key: values for key, values in columns.items() if len({repr(value) for value in values}) > 1}
     if not columns:
         return None
     names = list(short_names(list(columns)).values())
-    columns |= {"": [trial["params_millions"] for trial in shown]}
+    columns |= {"": [searched_size(trial) for trial in shown]}
     columns |= {quality: [_finite((trial.get("metrics") or {}).get(quality)) for trial in shown]}
-    names += ["million parameters", TITLES.get(quality, quality)]
+    names += [size, TITLES.get(quality, quality)]
     axes = [axis_of(value for value in values if value is not ABSENT) for values in columns.values()]
     axes[-2] = replace(axes[-2], log=True)  # as in the plot of quality against size
     heights = [_heights(axis, values) for axis, values in zip(axes, columns.values(), strict=True)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam3dist.knobs import is_number
+from sam3dist.objective import searched_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,24 +78,25 @@ def pareto_plot(
     quality: str,
     path: Path,
     teacher: Mapping[str, Any] | None = None,
+    size: str = "parameters (millions)",
 ) -> Path:
-    """`path`, with every trial as a point: quality upwards, parameters on a log axis to the right.
+    """`path`, with every trial as a point: quality upwards, size on a log axis to the right.
 
-    trials: as in report.json, {"trial", "state", "metrics", "params_millions"}; a state "stopped" is drawn hollow,
-    and a trial that has not measured `quality` is left out. front: names of the trials on the Pareto front; they
-    are joined, labelled and coloured. teacher: its "metrics" and "params_millions", drawn as a star.
+    trials: as in report.json, {"trial", "state", "metrics", "size"}; a state "stopped" is drawn hollow, and a trial
+    that has not measured `quality` is left out. front: names of the trials on the Pareto front; they are joined,
+    labelled and coloured. teacher: its "metrics" and "size", drawn as a star. size: what that is.
     """
     from matplotlib.figure import Figure
 
     on_front = set(front)
     assert on_front <= {trial["trial"] for trial in trials}, on_front
     points = [
-        (trial["params_millions"], trial["metrics"][quality], trial)
+        (searched_size(trial), trial["metrics"][quality], trial)
         for trial in trials
-        if is_number((trial.get("metrics") or {}).get(quality)) and is_number(trial.get("params_millions"))
+        if is_number((trial.get("metrics") or {}).get(quality)) and is_number(searched_size(trial))
     ]
-    best = sorted((size, value, trial["trial"]) for size, value, trial in points if trial["trial"] in on_front)
-    others = [(size, value, trial) for size, value, trial in points if trial["trial"] not in on_front]
+    best = sorted((x, value, trial["trial"]) for x, value, trial in points if trial["trial"] in on_front)
+    others = [(x, value, trial) for x, value, trial in points if trial["trial"] not in on_front]
     with styled():
         figure = Figure(figsize=(8.4, 5.4), layout="constrained")
         axis = figure.subplots()
@@ -104,19 +106,19 @@ def pareto_plot(
                 xs, ys = zip(*chosen, strict=True)
                 face = "white" if hollow else GREY
                 axis.scatter(xs, ys, s=42, facecolor=face, edgecolor="#a3adb8", linewidth=1.2, label=name)
-        for size, value, _ in best:
-            axis.scatter(size, value, s=84, color=STUDENT, edgecolor="white", linewidth=1.4, zorder=4)
-        sizes = [size for size, _, _ in points]
-        if teacher is not None and is_number(teacher["metrics"].get(quality)):
-            star = (teacher["params_millions"], teacher["metrics"][quality])
+        for x, value, _ in best:
+            axis.scatter(x, value, s=84, color=STUDENT, edgecolor="white", linewidth=1.4, zorder=4)
+        sizes = [x for x, _, _ in points]
+        if teacher is not None and is_number(teacher["metrics"].get(quality)) and is_number(searched_size(teacher)):
+            star = (searched_size(teacher), teacher["metrics"][quality])
             sizes.append(star[0])
             axis.scatter(*star, s=340, marker="*", color=TEACHER, edgecolor="white", linewidth=1.2, zorder=5)
             _label(axis, "teacher", star, (0, 13), ha="center", color=TEACHER, weight="bold")
             axis.axhline(star[1], color=TEACHER, linewidth=1, linestyle=(0, (2, 4)), zorder=1)
         axis.margins(y=0.16)
-        _size_axis(axis, sizes)
+        _size_axis(axis, sizes, size)
         if best:
-            _front_line(axis, [size for size, _, _ in best], [value for _, value, _ in best])
+            _front_line(axis, [x for x, _, _ in best], [value for _, value, _ in best])
             _front_labels(axis, best)
         axis.set_ylabel(TITLES.get(quality, quality))
         axis.set_title(f"Quality against size: {len(best)} of {len(trials)} trials are on the front")
@@ -226,9 +228,9 @@ def _label(axis: Axes, text: str, point: tuple[float, float], offset: tuple[floa
     axis.annotate(text, point, offset, textcoords="offset points", path_effects=rim, zorder=6, **look)
 
 
-def _size_axis(axis: Axes, sizes: list[float]) -> None:
+def _size_axis(axis: Axes, sizes: list[float], title: str) -> None:
     axis.set_xscale("log")
-    axis.set_xlabel("parameters (millions)")
+    axis.set_xlabel(title)
     if sizes:
         low, high = log10(min(sizes)), log10(max(sizes))
         room = max(0.12, 0.12 * (high - low))

@@ -35,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Overrides) -> Path | int:
     from sam3dist.config.load import load_search, with_search_overrides
     from sam3dist.figures import entries, search_figures
+    from sam3dist.objective import reported_size
     from sam3dist.report import write_report
     from sam3dist.verbs.checkpoints import load
     from sam3dist.verbs.compare import compared
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace, overrides: Overrides) -> Path | int:
         return nothing_found(directory, {"verb": "smoke", "seconds": seconds, **result, "taught": taught})
     best = result["best"]
     found, panels = compared(load(best["checkpoint"]), teacher, result["data"]["val"], config, directory)
-    star = {"metrics": found["teacher"], "params_millions": found["sizes"]["teacher"]["params_millions"]}
+    star = {"metrics": found["teacher"], "size": reported_size(found["sizes"]["teacher"], result["objective"])}
     drawn = {**search_figures(directory, config.objective.quality, result, star), **panels}
     seconds = time.perf_counter() - started
     report = {"verb": "smoke", "seconds": seconds, **result, "before": best["before"], **found, "taught": taught}

@@ -77,6 +77,19 @@ def test_the_plot_of_quality_against_size_has_every_measured_trial_in_its_kind(t
     assert 10**right > 800
 
 
+def test_the_plot_is_over_the_size_that_was_searched_for(tmp_path: Path):
+    fast = trial("000", 0.5, 90) | {"size": 7.0, "latency_ms": 7.0}
+    slow = trial("001", 0.6, 10, state="refused") | {"size": 80.0, "latency_ms": 80.0, "reason": "80 ms are too many."}
+    report = small_search(fast, slow, front=("000",)) | {"objective": {**OBJECTIVE, "size": "latency_ms"}}
+    report |= {"teacher": {"miou_all": 0.8}, "sizes": {"teacher": {"params_millions": 800, "megabytes": {"int4": 450}}}}
+    chart = drawn(report, tmp_path)["pareto"]
+    assert points(chart.traces) == {"000": (7, 0.5, "Pareto front"), "001": (80, 0.6, "refused after all")}
+    assert chart.layout["xaxis"]["title"]["text"] == "latency (ms)"
+    assert ["latency", "80 ms"] in trial_notes(report)["001"]["rows"]
+    report["objective"] = {**OBJECTIVE, "size": "megabytes", "precision": "int4"}
+    assert points(drawn(report, tmp_path)["pareto"].traces)["the teacher"] == (450, 0.8, "teacher")
+
+
 def test_labels_of_the_front_keep_apart(tmp_path: Path):
     near = [trial(f"{index:03d}", 0.5 + index / 1000, 10 + index / 10) for index in range(5)]
     far = trial("009", 0.9, 100)
@@ -113,7 +126,7 @@ def test_parallel_lines_cross_each_axis_at_their_value_and_leave_gaps_for_missin
         trial("002", None, 10, state="stopped", **{"a.rate": 5.0, "a.same": 5, "a.rare": "y"}),
         trial("003", None, None, state="refused", **{"a.rate": 99.0}),
     ]
-    found = parallel(trials, "miou_all")
+    found = parallel(trials, "miou_all", "parameters (millions)")
     assert found is not None
     lines: dict[str, list[float | None]] = {}
     for trace in found.traces:
@@ -127,7 +140,7 @@ def test_parallel_lines_cross_each_axis_at_their_value_and_leave_gaps_for_missin
         "002": [0.5 + shift, 1 + shift, 0.5 + shift, None],
     }
     assert lines == {name: pytest.approx(ys) for name, ys in wanted.items()}
-    assert parallel(trials[:1], "miou_all") is None
+    assert parallel(trials[:1], "miou_all", "size") is None
 
 
 def test_curves_are_those_of_history_and_skip_what_was_not_measured(tmp_path: Path):

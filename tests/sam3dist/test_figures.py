@@ -61,7 +61,7 @@ def test_a_search_shows_its_front_its_trials_and_the_curves_of_the_best(run_dir:
         {"trial": "000", "state": "done", "config": {}, "metrics": {"miou_all": 0.5}, "params_millions": 1.0},
         {"trial": "001", "state": "refused", "config": {}, "metrics": {}, "params_millions": None},
     ]
-    result = {"trials": trials, "front": [{"trial": "000"}], "best": trials[0]}
+    result = {"trials": trials, "front": [{"trial": "000"}], "best": trials[0], "objective": {}}
     (tmp_path / "trials" / "000").mkdir(parents=True)
     (run_dir / "history.jsonl").rename(tmp_path / "trials" / "000" / "history.jsonl")
     told = entries(tmp_path, search_figures(tmp_path, "miou_all", result))
