@@ -66,8 +66,9 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
             for metric in report[given[-1]]
         ]
         yield Table("Quality", ["", *names], rows)
-    if report.get("finalists"):
-        yield _finalists(report)
+    trained_anew = finalists(report)
+    if trained_anew is not None:
+        yield trained_anew
     if "front" in report:
         yield _trials(report)
     if report.get("megabytes"):
@@ -85,8 +86,10 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         yield _compositions(report["compositions"])
 
 
-def _finalists(report: Mapping[str, Any]) -> Table:
-    """The students of the front that were trained anew, with what they reached over the seeds."""
+def finalists(report: Mapping[str, Any]) -> Table | None:
+    """The students of the front that were trained anew, with what they reached over the seeds; None without any."""
+    if not report.get("finalists"):
+        return None
     quality = report["objective"]["quality"]
     rows = [
         [

@@ -54,7 +54,7 @@ def nothing_found(directory: Path, report: Mapping[str, Any]) -> int:
 def show(report: Mapping[str, Any]) -> None:
     """Print every trial, best first, the front, smallest first, and whom to train in full."""
     from sam3dist.knobs import short_names
-    from sam3dist.tables import commands, recommended
+    from sam3dist.tables import commands, finalists, recommended
     from sam3dist.verbs.console import table
 
     trials: Sequence[Mapping[str, Any]] = report["trials"]
@@ -79,9 +79,9 @@ def show(report: Mapping[str, Any]) -> None:
     table(("trial", "state", searched, "params (M)", *names), rows, "Trials (* on the Pareto front)")
     front = [(p["trial"], p[searched], p["params_millions"], str(p["checkpoint"])) for p in report["front"]]
     table(("trial", searched, "params (M)", "checkpoint"), front, "Pareto front, smallest first")
-    chosen = recommended(report)
-    if chosen is not None:
-        table(chosen.columns, chosen.rows, chosen.title)
+    for more in (finalists(report), recommended(report)):
+        if more is not None:
+            table(more.columns, more.rows, more.title)
     for trial, command in commands(report).items():
         print(f"trial {trial} in full: {command}")
 

@@ -133,3 +133,14 @@ def test_a_search_that_finds_nothing_says_why_and_fails(tmp_path: Path, capsys: 
     assert said.err == f"sam3dist: {why}\n"
     assert said.out.splitlines()[-1] == str(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["status"] == "empty"
+
+
+def test_finalists_are_a_table_with_mean_and_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [{"seed": 0, "metrics": {"miou_all": 0.625}}, {"seed": 1, "reason": "a loss is NaN"}]
+    row = {"trial": "004", "of_the_search": 0.5, "mean": 0.625, "std": None, "runs": runs, "params_millions": 1.5}
+    report = write_report(tmp_path, search(tmp_path) | {"verb": "tune", "finalists": [row]})
+    show(report)
+    out = capsys.readouterr().out
+    assert "Finalists" in out
+    assert "0.625 –" in out
+    assert "Finalists" in (tmp_path / "report.html").read_text()
