@@ -21,12 +21,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Fast tests first, so that a simple mistake shows within the first minutes. Two processes with a thread each are faster
-# than one with two; tests/conftest.py says which tests stay together.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+# Fast tests first, so that a simple mistake shows within the first minutes, and in two processes with a thread each. The
+# slow ones, one after the other, start processes enough by themselves.
 test: lint
-	$(TEST) -m 'not slow and not faults'
-	$(TEST) -m 'slow and not faults'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not faults'
+	$(BIN)/python -m pytest -q --durations=12 -m 'slow and not faults'
 
 # Breaks a cluster of several nodes in every way it knows; about half an hour. As root, nodes have networks of their own.
 faults: $(STAMP)

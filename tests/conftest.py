@@ -57,14 +57,6 @@ def tiny_config(vocabulary: int, **vision: object) -> Sam3Config:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (pytest-xdist) a file's tests stay together, for the sake of its fixtures, and so do all
-    that start Ray: one cluster at a time is as much as a small machine holds."""
-    for item in items:
-        ray = item.get_closest_marker("slow") and ("tests/cluster/" in item.nodeid or "_on_ray" in item.nodeid)
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session")
 def tiny_teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Sam3Model with its tokenizer, in the transformers format."""
