@@ -15,10 +15,10 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.tune.search import Searcher
 
 from cluster import preflight
-from cluster.mistakes import persons_mistake
+from cluster.mistakes import last_line
 from cluster.outcome import Narrator
 from cluster.searcher import TRIAL, VALUES
-from cluster.trial import MISTAKE, TrialRun, own_storage
+from cluster.trial import MOST_FAILURES, TrialRun, own_storage, taken_up
 
 if TYPE_CHECKING:
     from sam3dist.config.search import SearchConfig
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 FINALISTS, STATE = "finalists", "tune-finalists"
 """In a search's directory: a run directory for each student and seed, and Tune's state of them."""
 JOBS = "jobs.json"
-MOST_FAILURES = 2
 
 
 class InTurn(Searcher):
@@ -78,13 +77,14 @@ def train_finalists(
 
 def _tuner(trial: TrialRun, run_dir: Path, jobs: Sequence[Mapping[str, Any]], steps: int, at_once: int) -> tune.Tuner:
     """These jobs as Tune runs them: as they were when a crash cut them short, else all of them."""
-    for mistake in run_dir.glob(f"{FINALISTS}/*/{MISTAKE}"):
-        mistake.unlink()  # whoever starts the search again has mended something
     trainable = tune.with_resources(_trainable(trial, run_dir), {"CPU": preflight.TRIAL_CPUS})
     state, known = run_dir / STATE, run_dir / FINALISTS / JOBS
     same = known.is_file() and json.loads(known.read_text(encoding="utf-8")) == jobs
-    if same and tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
-        return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True, resume_errored=True)
+    if not same:
+        shutil.rmtree(state, ignore_errors=True)
+    before = taken_up(state, run_dir / FINALISTS, trainable)
+    if before is not None:
+        return before
     shutil.rmtree(state, ignore_errors=True)
     known.parent.mkdir(parents=True, exist_ok=True)
     known.write_text(json.dumps(jobs), encoding="utf-8")
@@ -122,7 +122,7 @@ def _told(point: Mapping[str, Any], results: ResultGrid, quality: str, run_dir: 
             metrics = {key: told[key] for key in told["before"]}
             row |= {"metrics": metrics, "score": told["score"], "checkpoint": told[CHECKPOINT_PATH_KEY]}
         else:
-            row["reason"] = str(persons_mistake(result.error) or result.error).strip().splitlines()[-1]
+            row["reason"] = last_line(result.error)
         runs.append(row)
     measured = [row["metrics"][quality] for row in runs if "metrics" in row]
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cluster.searcher import TRIAL, VALUES
+from sam3dist.knobs import is_number
 
 SHOWN = ("score", "params_millions", "size")
 
@@ -26,7 +26,7 @@ class Hparams(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         told = trial.last_result or {}
         names = (*told.get("before", {}), *SHOWN)
-        measured = {f"hparam/{name}": told[name] for name in names if _is_number(told.get(name))}
+        measured = {f"hparam/{name}": told[name] for name in names if is_number(told.get(name))}
         values = {key: _plain(value) for key, value in trial.config[VALUES].items()}
         with SummaryWriter(str(self.trials / trial.config[TRIAL] / "tensorboard")) as writer:
             for summary in hparams(values, measured):
@@ -37,7 +37,3 @@ class Hparams(Callback):
 
 def _plain(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and isfinite(value)

@@ -75,6 +75,11 @@ def persons_mistake(error: BaseException | None) -> Sam3DistError | None:
     return None
 
 
+def last_line(error: BaseException) -> str:
+    """Why a run failed: the mistake for a person, else the end of what Ray says."""
+    return str(persons_mistake(error) or error).strip().splitlines()[-1]
+
+
 def _held(error: BaseException | None) -> Iterator[BaseException]:
     """An error and all that it holds, each once."""
     seen: set[int] = set()

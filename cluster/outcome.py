@@ -12,7 +12,7 @@ from ray.tune import Callback, ResultGrid
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
-from cluster.mistakes import persons_mistake
+from cluster.mistakes import last_line, persons_mistake
 from cluster.searcher import TRIAL, VALUES, Refused
 from cluster.trainer import EXTRA_KEYS
 from sam3dist.objective import hypervolume, pareto_front, reference_size
@@ -153,7 +153,7 @@ def _rows(
         if told.get("halved"):
             row["reason"] = "Its memory was full: trained with half the images a batch, and as many an update."
         if result.error:
-            row["reason"] = str(persons_mistake(result.error) or result.error).strip().splitlines()[-1]
+            row["reason"] = last_line(result.error)
         elif search.max_latency_ms is not None and (row["latency_ms"] or 0) > search.max_latency_ms:
             row["state"] = "refused"
             row["reason"] = f"{row['latency_ms']:.1f} ms are above max_latency_ms={search.max_latency_ms:g}."

@@ -27,7 +27,7 @@ from cluster.session import session
 from cluster.taught import shape_source, stored_answers
 from cluster.teachers import teachers
 from cluster.trainer import checkpoint_folder, located
-from cluster.trial import MISTAKE, TrialRun, own_storage
+from cluster.trial import MOST_FAILURES, TrialRun, own_storage, taken_up
 from sam3dist.config.load import to_yaml, with_overrides
 from sam3dist.config.overrides import build
 from sam3dist.config.plain import read_yaml
@@ -44,8 +44,6 @@ TRIALS, TUNE, CONFIG, BASE = "trials", "tune", "search.yaml", "config.yaml"
 """In the run directory: a run directory per trial, Tune's state, the search, and the run every trial starts from."""
 JOURNAL, RUNGS = "optuna.journal", "rungs.json"
 """Optuna's study, which `optuna-dashboard` shows, and the scores ASHA compares with."""
-MOST_TRIAL_FAILURES = 2
-"""Times that a trial whose driver is lost, as with its machine, is taken up again at its last checkpoint."""
 
 
 def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, Any]:
@@ -95,14 +93,13 @@ def run_search(search: SearchConfig, run_dir: Path | None = None) -> dict[str, A
 
 def _tuner(search: SearchConfig, trial: TrialRun, run_dir: Path, refuse: Refusal, at_once: int) -> tune.Tuner:
     """The search as Tune runs it: as it was when a crash cut it short, else a fresh one."""
-    for mistake in run_dir.glob(f"{TRIALS}/*/{MISTAKE}"):
-        mistake.unlink()  # whoever starts the search again has mended something
     base = trial.base
     trainable = tune.with_resources(_trainable(trial, run_dir), {"CPU": preflight.TRIAL_CPUS})
     state = run_dir / TUNE
-    if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
+    before = taken_up(state, run_dir / TRIALS, trainable)
+    if before is not None:
         print(f"going on with the search in {run_dir}", flush=True)
-        return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True, resume_errored=True)
+        return before
     # What a crash in the first seconds left: without Tune's state nobody knows which trial is which.
     shutil.rmtree(run_dir / TRIALS, ignore_errors=True)
     shutil.rmtree(state, ignore_errors=True)
@@ -123,7 +120,7 @@ def _tuner(search: SearchConfig, trial: TrialRun, run_dir: Path, refuse: Refusal
         run_config=tune.RunConfig(
             name=TUNE,
             storage_path=str(run_dir),
-            failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_FAILURES),
+            failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
             callbacks=[Narrator(quality, steps, search.trials), *_trackers(base, run_dir), *_mirrors(base, run_dir)],
             verbose=0,
         ),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MISTAKE = "mistake.txt"
 """In a trial's directory: why trying it again would be in vain."""
+MOST_FAILURES = 2
+"""Times that a run whose driver is lost, as with its machine, is taken up again at its last checkpoint."""
 HALVED = "half_batch.txt"
 """In a trial's directory, once its memory was full: it trains with half the images at a time."""
 
@@ -62,6 +64,18 @@ class TrialRun:
         # Once more, since Tune may have missed the last one: a trial taken up again after its end reports nothing new.
         metrics, checkpoint = report.pop("metrics"), report.pop("checkpoint")
         tune.report({**metrics, **report, CHECKPOINT_PATH_KEY: checkpoint, "halved": halved.is_file()})
+
+
+def taken_up(state: Path, runs: Path, trainable: Any) -> tune.Tuner | None:
+    """What Tune was doing when a crash cut it short, by its state; None where it had not begun.
+
+    runs: the parent of the run directories, whose mistakes are forgotten: whoever starts again has mended something.
+    """
+    for mistake in runs.glob(f"*/{MISTAKE}"):
+        mistake.unlink()
+    if not (tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json"))):
+        return None
+    return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True, resume_errored=True)
 
 
 def with_half_where_full(

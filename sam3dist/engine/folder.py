@@ -115,7 +115,7 @@ class CheckpointFolder:
         known = [other for other in self.entries() if other.step < entry.step] + [entry]
         kept = _kept(known, keep)
         self._write_manifest(kept)
-        self.clear()
+        self._clear({other.name for other in kept})
 
     def entries(self) -> list[Entry]:
         """What the manifest names, the oldest first; nothing without one. CheckpointError if it is unreadable."""
@@ -188,7 +188,9 @@ class CheckpointFolder:
 
         What cannot be deleted now is tried again next time.
         """
-        kept = {entry.name for entry in self.entries()}
+        self._clear({entry.name for entry in self.entries()})
+
+    def _clear(self, kept: set[str]) -> None:
         for info in self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
             name = info.base_name
             ours = name.startswith("step-") or (name.startswith(".step-") and name.endswith(".partial"))
