@@ -23,6 +23,7 @@ SCENE_SIDE = 160
 
 OURS = (
     *("answers", "trials", "tune", "optuna.journal", "search.yaml", "config.yaml", "figures", "recommended"),
+    *("finalists", "tune-finalists"),
     *("report.html", "report.json"),
 )
 """What a run writes into its directory besides the scenes; the report last, since it tells that the run is over."""
