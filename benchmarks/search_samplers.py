@@ -1,6 +1,6 @@
 """Which sampler finds the front in the fewest trials, on a problem learned from recorded trials.
 
-    python benchmarks/samplers.py --record FILE.jsonl [--trials 16,32,64] [--seeds 10] [--samplers gp,tpe,...]
+    python benchmarks/search_samplers.py [--record FILE.jsonl] [--trials 16,32,64] [--seeds 10] [--samplers gp,tpe,...]
 
 The record is that of `benchmarks/search.py`: what real distillations gave for loss knobs and shapes. A Gaussian process
 with a length for each knob is fitted to their quality, and its mean stands for the training of a student; its size is
@@ -116,11 +116,13 @@ def random_points(problem: Problem, count: int) -> list[Point]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, default=Path(__file__).parent / "records" / "search.jsonl")
+    parser.add_argument("--record", type=Path, default=Path("runs/search-benchmark.jsonl"))
     parser.add_argument("--trials", default="16,32,64")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
     options = parser.parse_args()
+    if not options.record.is_file():
+        parser.error(f"{options.record}: no such record; benchmarks/search.py writes one")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ConvergenceWarning)
     rows = [json.loads(line) for line in options.record.read_text(encoding="utf-8").splitlines()]
