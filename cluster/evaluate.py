@@ -11,10 +11,11 @@ from ray.train import LoggingConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import job
+from cluster.environment import worker_environment
 from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
-from cluster.trainer import failures, scaling, threads
+from cluster.trainer import failures, scaling
 from sam3dist.config.load import to_yaml
 from sam3dist.config.words import EVAL_TAKES, run_dir, settings
 from sam3dist.data.batches import evaluation_batches
@@ -56,7 +57,7 @@ def run_evaluation(config: DistillConfig, checkpoint: str, shards: str, run_dir:
                 storage_path=str(run_dir.resolve()),
                 failure_config=failures(config.strategy),
                 callbacks=[GiveUpOnMistakes()],
-                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
+                worker_runtime_env={"env_vars": worker_environment(config.strategy)},
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )

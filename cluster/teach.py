@@ -21,11 +21,12 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from cluster import job
+from cluster.environment import worker_environment
 from cluster.mistakes import persons_mistake
 from cluster.preflight import check_resources
 from cluster.session import session
 from cluster.taught import answers_folder, wanted
-from cluster.trainer import absolute_paths, threads
+from cluster.trainer import absolute_paths
 from sam3dist.config.load import load_preset, to_yaml, with_overrides
 from sam3dist.data.rejects import Rejects
 from sam3dist.data.shards import RowGroup, Shards, open_shards
@@ -119,7 +120,7 @@ def _taught(
         compute=ActorPoolStrategy(size=min(strategy.num_workers, len(by_file))),
         num_cpus=strategy.cpus_per_worker,
         num_gpus=float(strategy.use_gpu),
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(strategy)}},
+        runtime_env={"env_vars": worker_environment(strategy)},
     )
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(answers.take_all)

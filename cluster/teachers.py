@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from cluster.environment import worker_environment
 from cluster.taught import teaches
 from sam3dist.answers import imitated_features
 from sam3dist.errors import ResourceError
@@ -40,7 +41,6 @@ class _Teacher:
 
         from sam3dist.models.teacher import in_precision, load_teacher
 
-        torch.set_num_threads(max(1, int(config.strategy.cpus_per_worker)))
         device = torch.device("cuda" if config.strategy.use_gpu else "cpu")
         teacher = load_teacher(config.teacher.source, device, "fp32", config.teacher.geometry_token)
         self.teacher = in_precision(teacher, config.teacher.precision)
@@ -83,6 +83,7 @@ def teachers(config: DistillConfig) -> Iterator[Teachers | None]:
         num_gpus=1 if config.strategy.use_gpu else 0,
         max_restarts=-1,
         max_task_retries=-1,
+        runtime_env={"env_vars": worker_environment(config.strategy)},
     )
     started = tuple(kind.remote(config) for _ in range(config.teacher.workers))
     try:

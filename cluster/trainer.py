@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -16,6 +15,7 @@ import ray.data
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.environment import worker_environment
 from cluster.mistakes import GiveUpOnMistakes, explained
 from cluster.preflight import check_resources
 from cluster.session import session
@@ -165,7 +165,7 @@ def _trainer(
             storage_path=str(run_dir),
             failure_config=failures(config.strategy),
             callbacks=[GiveUpOnMistakes(), *callbacks],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads(config.strategy)}},
+            worker_runtime_env={"env_vars": worker_environment(config.strategy)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -288,8 +288,3 @@ def failures(strategy: StrategyConfig) -> FailureConfig:
     """How often Ray Train tries again: with workers that were lost, and with ones that did not start."""
     most = MOST_START_FAILURES if strategy.min_workers is None else 5 * MOST_START_FAILURES  # each is but a minute
     return FailureConfig(max_failures=strategy.max_failures, controller_failure_limit=most)
-
-
-def threads(strategy: StrategyConfig) -> str:
-    """OMP_NUM_THREADS of a worker: its CPUs, unless a person has set it."""
-    return os.environ.get("OMP_NUM_THREADS", str(max(1, int(strategy.cpus_per_worker))))

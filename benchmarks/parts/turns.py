@@ -12,14 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.environment import KEPT_MEMORY
+
 POLL_S = 0.002
-VARIABLES = {
-    "OMP_NUM_THREADS": "1",
-    # Left to itself, glibc either keeps freed memory or gives it back and takes it again in every step, by the chance
-    # of the first allocations of a process: 9,000 or 65,000 page faults a step were seen, and 15 % of the CPU time.
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(4 * 1024**3),
-}
+VARIABLES = {"OMP_NUM_THREADS": "1", **KEPT_MEMORY}
+"""As a worker has them by itself; a bare loop is given the same."""
 START_S, BLOCK_S, END_S = 300.0, 300.0, 60.0
 """What each part may take."""
 
