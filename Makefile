@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup smoke test faults lint bench clean
+.PHONY: setup smoke test long faults lint bench clean
 
 setup: $(STAMP)
 
@@ -24,8 +24,12 @@ lint: $(STAMP)
 # Fast tests first, so that a simple mistake shows within the first minutes, and in two processes with a thread each. The
 # slow ones, one after the other, start processes enough by themselves.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not faults'
-	$(BIN)/python -m pytest -q --durations=12 -m 'slow and not faults'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not long and not faults'
+	$(BIN)/python -m pytest -q --durations=40 -m 'slow and not long and not faults'
+
+# What would make `make test` too long to wait for: ten minutes.
+long: $(STAMP)
+	$(BIN)/python -m pytest -q -m long
 
 # Breaks a cluster of several nodes in every way it knows; about half an hour. As root, nodes have networks of their own.
 faults: $(STAMP)

@@ -241,6 +241,7 @@ def test_a_persons_mistake_in_the_job_is_exit_code_2(running_cluster: RunningClu
     assert "Traceback" not in out.getvalue()
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_by_ctrl_c_leaves_a_checkpoint(
     running_cluster: RunningCluster, tiny_settings: dict[str, Any], tmp_path: Path
 ):

@@ -97,6 +97,7 @@ def test_two_workers_train_a_student_that_one_worker_measures_alike(
     assert config_file.read_text() == before
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_a_stopped_one_leaves_a_checkpoint(
     running_cluster: Any, tiny_settings: dict[str, Any], tmp_path: Path
 ):

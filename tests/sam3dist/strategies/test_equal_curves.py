@@ -20,7 +20,7 @@ from tests.sam3dist.strategies.any_ranks import BATCHES, PAIRS, RESUMED, SAVED, 
 from tests.sam3dist.strategies.launch import start
 from tests.sam3dist.strategies.two_ranks import STRATEGIES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # a minute and a half on two cores, if they are free
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]  # a minute and a half on two cores, if they are free
 TOLERANCES = {"total": 1e-4, "task": 1e-4, "distillation": 2e-3, "feature": 1e-4}
 """Share of a loss by which it may differ at any step. Distillation is a ten thousandth of the total here."""
 

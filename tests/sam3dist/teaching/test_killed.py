@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 KILLS = 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_twenty_random_moments_and_resumed_the_bytes_are_those_of_one_run(
     tiny_teacher_dir: Path, tmp_path: Path
 ):
