@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from sam3dist.engine.folder import CheckpointFolder
 from sam3dist.engine.loggers import read_history
 from tests.cluster.conftest import as_words
-from tests.faults.nodes import Nodes, end, until
+from tests.faults.nodes import Answer, Nodes, end, until
 
 GONE_ON = re.compile(r"goes on from \S*step-(\d+)")
 PATIENCE_S = 600.0
@@ -61,12 +61,12 @@ class Job:
 
     def reach(self, step: int, seconds: float = PATIENCE_S) -> int:
         """Return, with the step, once it has come so far."""
-        return until(lambda: self._alive() and self.step() >= step and self.step(), seconds, self.end_of_log)
+        return self._until(lambda: self.step() >= step and self.step(), seconds)
 
     def recover(self, since: float, resumed_before: int = 0, seconds: float = PATIENCE_S) -> tuple[float, int]:
         """Seconds from the fault to the first new step after it, and the step from which the run went on."""
-        start = until(lambda: self._alive() and self.resumed()[resumed_before:], seconds, self.end_of_log)[-1]
-        until(lambda: self._alive() and self.step() > start, seconds, self.end_of_log)
+        start = self._until(lambda: self.resumed()[resumed_before:], seconds)[-1]
+        self._until(lambda: self.step() > start, seconds)
         return time.monotonic() - since, start
 
     def finish(self, seconds: float = PATIENCE_S) -> dict[str, Any]:
@@ -83,10 +83,17 @@ class Job:
     def end_of_log(self) -> str:
         return self.said()[-6000:]
 
-    def _alive(self) -> bool:
+    def _until(self, done: Callable[[], Answer], seconds: float) -> Answer:
+        """The first answer that is not empty; an AssertionError where the job ends without one."""
         assert self.process is not None
-        assert self.process.poll() in (None, 0), self.end_of_log()
-        return True
+
+        def asked() -> Answer:
+            code = self.process.poll()  # before the answer, which a job may give as it ends
+            answer = done()
+            assert answer or code is None, self.end_of_log()
+            return answer
+
+        return until(asked, seconds, self.end_of_log)
 
 
 def student_of(report: Mapping[str, Any]) -> bytes:
