@@ -20,13 +20,11 @@ def weights(checkpoint: str) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(load_segmenter(checkpoint).parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "strategy",
-    [
-        pytest.param({"strategy.kind": "fsdp"}, id="fsdp", marks=pytest.mark.long),
-        pytest.param({"strategy.kind": "deepspeed", "strategy.zero_stage": 2}, id="deepspeed"),
-    ],
+    [{"strategy.kind": "fsdp"}, {"strategy.kind": "deepspeed", "strategy.zero_stage": 2}],
+    ids=["fsdp", "deepspeed"],
 )
 def test_two_workers_that_share_a_student_save_it_and_go_on(
     joined: object, tiny_run: DistillConfig, tmp_path: Path, strategy: dict[str, Any]

@@ -179,6 +179,7 @@ def test_an_interrupt_leaves_the_job_or_ends_it_in_order(
         assert client.get_job_status(job) == JobStatus.STOPPED
 
 
+@pytest.mark.long
 def test_a_job_stopped_by_another_hand_gives_143(
     running_cluster: RunningCluster, client: JobSubmissionClient, folder: Path
 ):
@@ -189,6 +190,7 @@ def test_a_job_stopped_by_another_hand_gives_143(
     assert "saved" in out.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["cut", "freeze"])
 def test_every_line_comes_once_through_a_connection_that_breaks_or_goes_dead(
     running_cluster: RunningCluster, folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -216,6 +218,7 @@ def test_every_line_comes_once_through_a_connection_that_breaks_or_goes_dead(
     assert whole_log(out.getvalue(), 15), out.getvalue()
 
 
+@pytest.mark.long
 def test_a_job_that_waits_for_what_no_node_has_says_so_and_can_be_given_up(
     running_cluster: RunningCluster, client: JobSubmissionClient, folder: Path, tmp_path: Path
 ):

@@ -106,7 +106,7 @@ def test_what_stored_answers_cannot_follow_is_refused(own_data: DistillConfig):
     assert stored_answers(with_overrides(cropped, {"teacher.mode": "online"})) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_actor_that_is_killed_costs_its_shard_only(joined: object, own_data: DistillConfig, tmp_path: Path):
     source = write_scenes(tmp_path / "scenes", 48, seed=2, side=112)
     prepare(*source, tmp_path / "many", PrepareSettings(rows_per_group=4, rows_per_shard=8))

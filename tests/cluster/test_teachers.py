@@ -17,7 +17,7 @@ from sam3dist.data.batches import evaluation_batches
 from sam3dist.data.shards import open_shards
 from sam3dist.models.teacher import load_teacher
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def student_of(result: dict) -> bytes:
@@ -34,7 +34,6 @@ def test_a_teacher_elsewhere_teaches_the_same_student(joined: object, tiny_run: 
     assert not alive
 
 
-@pytest.mark.long
 def test_a_teacher_that_is_killed_starts_again_and_answers(joined: object, tiny_run: DistillConfig):
     config = with_overrides(tiny_run, {"teacher.workers": 1})
     shards = open_shards(str(config.data.val))

@@ -25,7 +25,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_reports_and_a_second_call_finds_it_done(
     tiny_teacher_dir: Path, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

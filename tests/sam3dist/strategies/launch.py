@@ -28,7 +28,7 @@ class Ranks:
         assert not any(codes), said
 
 
-def start(ranks: int, module: str, *arguments: Path, logs: Path) -> Ranks:
+def start(ranks: int, module: str, *arguments: Path | str, logs: Path) -> Ranks:
     """So many processes that run `python -m MODULE ARGUMENTS`; what they say goes into a folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

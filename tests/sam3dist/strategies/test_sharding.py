@@ -74,7 +74,7 @@ def test_the_buffers_of_zero_are_no_larger_than_the_network(kind: dict[str, Any]
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "fsdp" else pytest.mark.slow) for name in OFFLOADED]
+    "name", [pytest.param(name, marks=() if name == "fsdp" else pytest.mark.long) for name in OFFLOADED]
 )
 def test_offloaded_shards_with_recomputed_layers_are_trained_to_the_same_weights(
     name: str, precision: str, tiny_teacher: Segmenter, tmp_path: Path

@@ -14,29 +14,27 @@ from tests.sam3dist.runs import assert_same_weights, pupil_of, run
 from tests.sam3dist.strategies.launch import start
 from tests.sam3dist.strategies.two_ranks import BROKEN, STEPS, STOP, STRATEGIES, config_of, share, validate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # two minutes, if two cores are free
+pytestmark = pytest.mark.timeout(1000)  # half a minute a strategy, if two cores are free
 ONE_PROCESS = config_of({"kind": "ddp"}, accumulate=4)  # two ranks accumulate two batches each
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of one run of two_ranks.py, which takes all strategies through the same scenario."""
-    out = tmp_path_factory.mktemp("two_ranks")
-    start(2, "tests.sam3dist.strategies.two_ranks", tiny_teacher_dir, out, logs=out).wait(900)
-    return out
+LONG = {"deepspeed-1", "deepspeed-3"}
+"""ZeRO-3 takes as long as all others together, and 1 is tested with 2."""
 
 
-@pytest.fixture(params=STRATEGIES)
-def case(request: pytest.FixtureRequest, two_ranks: Path) -> tuple[str, list[dict[str, Any]], Path]:
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.slow) for name in STRATEGIES],
+)
+def case(
+    request: pytest.FixtureRequest, tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[dict[str, Any]], Path]:
     """A strategy's name, what its two ranks found, and its directory."""
-    results = []
-    for rank in range(2):
-        file = two_ranks / f"{request.param}-{rank}.json"
-        if not file.is_file():
-            pytest.fail("not reached: a strategy before it failed")
-        results.append(json.loads(file.read_text()))
-        assert "error" not in results[-1], results[-1]["error"]
-    return request.param, results, two_ranks / request.param
+    out = tmp_path_factory.mktemp("two_ranks")
+    module = "tests.sam3dist.strategies.two_ranks"
+    start(2, module, tiny_teacher_dir, out, request.param, logs=out).wait(900)
+    results = [json.loads((out / f"{request.param}-{rank}.json").read_text()) for rank in range(2)]
+    return request.param, results, out / request.param
 
 
 @pytest.fixture(scope="module")

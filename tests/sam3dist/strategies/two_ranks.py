@@ -1,12 +1,10 @@
-"""What each of two processes does for test_two_ranks.py: every strategy in turn, results in files.
+"""What each of two processes does for test_two_ranks.py, under one strategy: results in files.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python -m tests.sam3dist.strategies.two_ranks TEACHER OUT
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python -m tests.sam3dist.strategies.two_ranks TEACHER OUT NAME
 """
 
 import json
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import count, islice
@@ -27,7 +25,7 @@ from sam3dist.errors import NonFiniteError
 from sam3dist.evaluate import evaluate
 from sam3dist.models.checkpoint import load_segmenter
 from sam3dist.strategies import deepspeed
-from sam3dist.strategies.processes import any_rank, counts_of_all_ranks, share_weights, sum_over_ranks
+from sam3dist.strategies.processes import counts_of_all_ranks, share_weights, sum_over_ranks
 from sam3dist.strategies.protocol import make_strategy
 from sam3dist.types import PromptBatch
 from tests.conftest import random_batch
@@ -76,21 +74,13 @@ def without_instances(batch: PromptBatch) -> PromptBatch:
     return replace(batch, present=torch.zeros(count, dtype=torch.bool), masks=((),) * count)
 
 
-def main(teacher_dir: str, out: Path) -> None:
+def main(teacher_dir: str, out: Path, name: str) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     deepspeed.WHOLE_BELOW = 100  # else nothing of so small a network would be sharded
     teacher = load_segmenter(teacher_dir)
-    for name, strategy in STRATEGIES.items():
-        began = time.perf_counter()
-        try:
-            result = scenario(rank, teacher, strategy, out / name)
-        except Exception:
-            result = {"error": traceback.format_exc()}
-        result["seconds"] = time.perf_counter() - began
-        (out / f"{name}-{rank}.json").write_text(json.dumps(json_safe(result)))
-        if any_rank("error" in result, torch.device("cpu")):
-            break  # the ranks may be out of step
+    result = scenario(rank, teacher, STRATEGIES[name], out / name)
+    (out / f"{name}-{rank}.json").write_text(json.dumps(json_safe(result)))
     dist.destroy_process_group()
 
 
@@ -204,4 +194,4 @@ def features_alone(rank: int, config: DistillConfig, teacher: Any, out: Path) ->
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
