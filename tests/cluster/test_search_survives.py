@@ -29,7 +29,7 @@ from tests.cluster.conftest import REPOSITORY, RunningCluster
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]  # four minutes
 KILLS, TRIALS, STEPS = 6, 4, 4
-TEMPERATURE, RATE = "distillation.temperature", "optim.learning_rate"
+TEMPERATURE, ALPHA = "distillation.temperature", "distillation.alpha"
 
 
 def write_space(folder: Path, settings: dict[str, Any], **search: Any) -> Path:
@@ -100,9 +100,9 @@ def test_killed_at_random_moments_a_search_loses_no_trial_and_repeats_none(
 def test_a_trial_that_dies_goes_on_and_one_of_nan_fails_alone(
     joined: object, tiny_settings: dict[str, Any], tmp_path: Path
 ):
-    points = [{TEMPERATURE: 2.0, RATE: rate} for rate in (1e-4, 1e30, 2e-4)]
+    points = [{TEMPERATURE: 2.0, ALPHA: alpha} for alpha in (0.5, 3e38, 0.6)]  # the loss of the second is no number
     settings = {**tiny_settings, "optim.steps": STEPS, "optim.max_skipped_steps": 0}
-    spans = {TEMPERATURE: {"uniform": [1.0, 6.0]}, RATE: {"loguniform": [1e-5, 1e30]}}
+    spans = {TEMPERATURE: {"uniform": [1.0, 6.0]}, ALPHA: {"loguniform": [0.1, 3e38]}}
     space = write_space(tmp_path, settings, space=spans, seeds=points, trials=len(points))
     cpus, groups, run_dir = free_cpus(), held_placement_groups(), tmp_path / "run"
     victims: list[int] = []
