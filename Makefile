@@ -25,7 +25,7 @@ lint: $(STAMP)
 # slow ones, one after the other, start processes enough by themselves.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not long and not faults'
-	$(BIN)/python -m pytest -q --durations=40 -m 'slow and not long and not faults'
+	$(BIN)/python -m pytest -q --durations=12 -m 'slow and not long and not faults'
 
 # What would make `make test` too long to wait for: half an hour.
 long: $(STAMP)
